@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Sockets: what every side that talks needs."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Whether: verdicts; no reactor, no disk."""

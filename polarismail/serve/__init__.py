@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Facing clients: Twisted's transports live here."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""How it is spoken: octets to events and back, without I/O."""
