@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: MIT
+"""The one IProtocol of the server side: joins an engine, a session and a socket, one command at a time.
+
+Guarantees: a reply never overtakes another, because the next event is pulled from the engine only when the session is done
+with the last; input is read only as fast as it is used (at most `max_buffered_octets` wait); output is written in one piece
+for a burst of commands and waits when the client does not read; every wait for the client has an absolute deadline, so
+that an octet each ten seconds buys nothing (HOSTILE F12, F13).
+
+Never: lets an exception of a session reach the reactor. The session is asked for its last words, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from time import monotonic
+from typing import Any
+from typing import Protocol as Interface
+
+from attrs import frozen
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+_EVENTS_A_TURN = 200
+
+
+class Engine(Interface):
+    """Octets to events, without I/O (`wire/`)."""
+
+    buffered: int
+
+    def receive(self, octets: bytes) -> None: ...
+    def next_event(self) -> Any: ...
+
+
+class Session(Interface):
+    """What a protocol does about events (`serve/`). Each method may call `connection.send`."""
+
+    def connected(self, connection: Connection) -> None | Awaitable[None]:
+        """The client is there (on an implicit TLS listener: the handshake may still be running)."""
+
+    def secured(self) -> None:
+        """A TLS handshake has completed."""
+
+    def do(self, event: Any) -> None | Awaitable[None]:
+        """Perform one event; None when done."""
+
+    def waiting(self) -> float:
+        """Seconds that the client has, from now, to send what the engine needs next."""
+
+    def timed_out(self) -> bytes:
+        """Last words to a client that was too slow."""
+
+    def failed(self, problem: BaseException) -> bytes:
+        """`do` raised: log it; the reply that the client is owed."""
+
+    def lost(self) -> None:
+        """The connection is gone: drop what was not committed."""
+
+
+@frozen
+class TransportSettings:
+    """Bounds of every connection."""
+
+    max_buffered_octets: int = 65536
+    handshake_seconds: float = 30.0
+    write_seconds: float = 300.0
+    linger_seconds: float = 10.0
+
+
+DEFAULT_SETTINGS = TransportSettings()
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class Connection(Protocol):
+    """One client. `peer` and `host` are twisted addresses once connected."""
+
+    def __init__(self, reactor: Any, engine: Engine, session: Session, settings: TransportSettings = DEFAULT_SETTINGS):
+        self._reactor, self.engine, self._session, self._settings = reactor, engine, session, settings
+        self._out: list[bytes] = []
+        self._busy = True  # until the session has greeted
+        self._scheduled = False
+        self._reading = True
+        self._writable: Deferred[None] | None = None  # set while the client does not read
+        self._closing = False
+        self.closed = False
+        self._handshaking = False
+        self._deadline = 0.0
+        self._timer: Any = None
+
+    # -- what sessions use -------------------------------------------------------------------------------------------
+
+    def send(self, octets: bytes) -> None:
+        """Queue octets; they are written together, before anything is waited for."""
+        self._out.append(octets)
+
+    def close(self) -> None:
+        """Write what is queued, then close; nothing more is read or performed."""
+        self._closing = True
+
+    def flush(self) -> None:
+        """Write what is queued now."""
+        if self._out and not self.closed:
+            out, self._out = self._out, []
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def when_writable(self) -> Deferred[None] | None:
+        """None when the client keeps up; else a Deferred for when it does again, or is gone."""
+        if self._writable is None or self.closed:
+            return None
+        waiter: Deferred[None] = Deferred()
+        self._writable.addBoth(_pass_on, waiter)
+        return waiter
+
+    def start_tls(self, options: Any) -> None:
+        """Begin TLS as the server. Raises what the TLS library raises; the reply must have been sent."""
+        self.flush()
+        self._handshaking = True
+        self.transport.startTLS(options)
+        self._wait_for_client(self._settings.handshake_seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Move the client's deadline to so many seconds from now: progress was made."""
+        self._deadline = monotonic() + seconds
+
+    # -- what Twisted calls ------------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        self.peer, self.host = self.transport.getPeer(), self.transport.getHost()
+        if hasattr(self.transport, "setTcpNoDelay"):
+            self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+        self._handshaking = ISSLTransport.providedBy(self.transport)
+        self._perform(self._session.connected, self)
+
+    def handshakeCompleted(self) -> None:
+        self._handshaking = False
+        try:
+            self._session.secured()
+        except Exception as problem:
+            self._give_up(problem)
+        if not self._busy:
+            self._wait_for_client(self._session.waiting())
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self.engine.receive(data)
+        if self._busy:
+            if self._reading and self.engine.buffered > self._settings.max_buffered_octets:
+                self._reading = False
+                self.transport.pauseProducing()
+        else:
+            self._pump()
+
+    def pauseProducing(self) -> None:
+        """The client does not read: perform nothing more until it does (IPushProducer)."""
+        if self._writable is None:
+            self._writable = Deferred()
+            self._deadline = monotonic() + self._settings.write_seconds
+            self._arm()
+
+    def resumeProducing(self) -> None:
+        """The client reads again."""
+        waiter, self._writable = self._writable, None
+        if waiter is not None:
+            waiter.callback(None)
+        if not self._busy and not self.closed:
+            self._pump()
+
+    def stopProducing(self) -> None:
+        """Nothing to do: connectionLost follows."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.closed = self._closing = True
+        self._out.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiter, self._writable = self._writable, None
+        if waiter is not None:
+            waiter.callback(None)
+        try:
+            self._session.lost()
+        except Exception as problem:
+            self._session.failed(problem)
+
+    # -- one command at a time ---------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Pull and perform events until octets run out, something must be waited for, or others deserve a turn."""
+        engine, session = self.engine, self._session
+        for _ in range(_EVENTS_A_TURN):
+            if self._closing or self._writable is not None:
+                break
+            self._busy = True
+            try:
+                event = engine.next_event()
+                if event is None:
+                    self._busy = False
+                    break
+                awaited = session.do(event)
+            except Exception as problem:
+                self._give_up(problem)
+                awaited = None
+            if awaited is None:
+                self._busy = False
+            elif not self._await(awaited):
+                return
+        else:
+            self._busy = True  # 10,000 pipelined commands are not one turn of the reactor
+            self.flush()
+            self._reactor.callLater(0, self._resume)
+            return
+        self._settle()
+
+    def _await(self, awaited: Awaitable[None]) -> bool:
+        """True when it was done at once; else the pump goes on when it is."""
+        d = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)  # type: ignore[arg-type]
+        d.addErrback(lambda failure: self._give_up(failure.value))
+        if d.called and not d.paused and not isinstance(d.result, Deferred):
+            self._busy = False
+            return True
+        self.flush()
+        d.addCallback(lambda _: self._resume())
+        return False
+
+    def _perform(self, function: Any, *args: Any) -> None:
+        try:
+            awaited = function(*args)
+        except Exception as problem:
+            self._give_up(problem)
+            awaited = None
+        if awaited is None or self._await(awaited):
+            self._busy = False
+            self._pump()
+
+    def _resume(self) -> None:
+        self._busy = False
+        if not self._reading and not self.closed:
+            self._reading = True
+            self.transport.resumeProducing()
+        self._pump()
+
+    def _settle(self) -> None:
+        """Nothing more to perform for now: write, then close or wait for the client."""
+        if self.closed:
+            return
+        self.flush()
+        if self._closing:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+            self._wait_for_client(self._settings.linger_seconds)
+        elif self._writable is None and not self._handshaking:
+            self._wait_for_client(self._session.waiting())
+        elif self._handshaking and self._timer is None:
+            self._wait_for_client(self._settings.handshake_seconds)
+
+    def _give_up(self, problem: BaseException) -> None:
+        """A defect of ours: the client is told to try again, and loses the connection, whose state nobody knows now."""
+        self.send(self._session.failed(problem))
+        self.close()
+
+    # -- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _wait_for_client(self, seconds: float) -> None:
+        self._deadline = monotonic() + seconds
+        self._arm()
+
+    def _arm(self) -> None:
+        # One timer that looks again when it fires, instead of one re-armed for each command.
+        if self._timer is None and not self.closed:
+            self._timer = self._reactor.callLater(max(0.01, self._deadline - monotonic()), self._look)
+        elif self._timer is not None and self._timer.active():
+            due = self._deadline - monotonic()
+            if self._timer.getTime() - self._reactor.seconds() > due + 1:
+                self._timer.reset(max(0.01, due))
+
+    def _look(self) -> None:
+        self._timer = None
+        if self.closed:
+            return
+        if self._busy and self._writable is None:
+            self._deadline = monotonic() + 1.0  # we are the slow side: the client's clock stands still
+            self._arm()
+        elif monotonic() < self._deadline:
+            self._arm()
+        elif self._closing or self._writable is not None or self._handshaking:
+            self.transport.abortConnection()
+        else:
+            self.send(self._session.timed_out())
+            self.close()
+            self._settle()
+
+
+def _pass_on(result: Any, waiter: Deferred[None]) -> Any:
+    waiter.callback(None)
+    return result
