@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""The configuration file becomes one frozen Config, or a ConfigError that names every fault: file, key, what was expected.
+
+Every key has a default; `etc/polarismail.toml` explains each, and a test keeps the two equal. Tables that belong to
+one room are read straight into that room's settings class. Relative paths start at the directory of the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import tomllib
+from typing import Literal
+
+from attrs import Factory, evolve, field, frozen
+
+from polarismail.config_reader import FilePath, Reading, read_table
+from polarismail.values.address import parse_domain
+from polarismail.values.errors import BadAddress, ConfigError
+
+DEFAULT_PATH = "/etc/polarismail/polarismail.toml"
+
+
+def _check_port(_: object, __: object, port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port: expected 0 to 65535, found {port}")
+
+
+def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as problem:
+            raise ValueError(f'expected networks as "192.0.2.0/24" or "2001:db8::/32", found {network!r}') from problem
+
+
+@frozen
+class Listener:
+    """One listening socket, `[[listeners]]`."""
+
+    name: str
+    port: int = field(validator=_check_port)
+    role: Literal["mx", "submission", "pop3"]
+    tls: Literal["none", "starttls", "implicit"] = "starttls"
+    address: str = ""  # "": every address of the machine, IPv4 and IPv6
+    plaintext_auth: Literal["never", "networks", "always"] = "never"
+    plaintext_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.name.replace("-", "").isalnum():
+            raise ValueError(f"name: expected letters, digits and hyphens, found {self.name!r}")
+        if self.address:
+            try:
+                ipaddress.ip_address(self.address)
+            except ValueError as problem:
+                raise ValueError(f'address: expected an IP address or "", found {self.address!r}') from problem
+
+    @property
+    def protocol(self) -> Literal["smtp", "pop3"]:
+        """What is spoken here; the role says it."""
+        return "pop3" if self.role == "pop3" else "smtp"
+
+
+@frozen
+class PathSettings:
+    """`[paths]`: where things are kept."""
+
+    state: FilePath = FilePath("/var/lib/polarismail")
+    spool: FilePath = FilePath("/var/lib/polarismail/spool")
+    mail: FilePath = FilePath("/var/mail/polarismail")
+    control_socket: FilePath = FilePath("/run/polarismail/control")
+
+
+@frozen
+class DatabaseSettings:
+    """`[database]`: SQLAlchemy URLs; "" is an SQLite file in `paths.state`."""
+
+    url: str = field(default="", repr=False)  # it may hold a password
+    counters_url: str = field(default="", repr=False)
+
+
+@frozen
+class TlsSettings:
+    """`[tls]`: the certificate that every listener shows."""
+
+    certificate: FilePath = FilePath("/etc/polarismail/tls/fullchain.pem")
+    key: FilePath = FilePath("/etc/polarismail/tls/privkey.pem")
+
+
+@frozen
+class LogSettings:
+    """`[log]`: the event log."""
+
+    file: FilePath = FilePath("/var/log/polarismail/polarismail.log")
+    format: Literal["json", "text"] = "json"
+
+
+@frozen
+class ControlSettings:
+    """`[control]`: the socket that the `polarismail` command talks to."""
+
+    group_access: bool = False
+
+
+def _default_listeners() -> tuple[Listener, ...]:
+    return (
+        Listener("mx", 25, "mx"),
+        Listener("mx-alt", 26, "mx"),
+        Listener("submission", 587, "submission"),
+        Listener("submissions", 465, "submission", "implicit"),
+        Listener("pop3", 110, "pop3"),
+        Listener("pop3s", 995, "pop3", "implicit"),
+    )
+
+
+@frozen
+class Config:
+    """Everything the service is told, frozen; each attribute is a key or a table of the file."""
+
+    hostname: str = ""  # "": the machine's own name, put in by load()
+    listeners: tuple[Listener, ...] = Factory(_default_listeners)
+    paths: PathSettings = PathSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    tls: TlsSettings = TlsSettings()
+    log: LogSettings = LogSettings()
+    control: ControlSettings = ControlSettings()
+
+    def __attrs_post_init__(self) -> None:
+        if self.hostname:
+            try:
+                parse_domain(self.hostname)
+            except BadAddress as problem:
+                raise ValueError(f'hostname: expected a domain name, found "{self.hostname}": {problem}') from problem
+        names = [listener.name for listener in self.listeners]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'listeners: expected different names, found "{name}" twice')
+        places = [(listener.address, listener.port) for listener in self.listeners if listener.port]
+        for place in places:
+            if places.count(place) > 1:
+                raise ValueError(f"listeners: expected different ports, found {place[1]} twice")
+        if any(listener.tls != "none" for listener in self.listeners) and not (self.tls.certificate and self.tls.key):
+            raise ValueError('tls: expected "certificate" and "key", because a listener has tls')
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL of the main database."""
+        return self.database.url or f"sqlite:///{os.path.join(self.paths.state, 'polarismail.db')}"
+
+    @property
+    def counters_url(self) -> str:
+        """The SQLAlchemy URL of greylist and counters."""
+        return self.database.counters_url or f"sqlite:///{os.path.join(self.paths.state, 'counters.db')}"
+
+    @property
+    def lock_path(self) -> str:
+        """The file whose lock the writers of the main database queue on."""
+        return os.path.join(self.paths.state, "polarismail.lock")
+
+
+def load(path: str) -> Config:
+    """Read the file. Raises ConfigError, whose text has one line for each fault; the file's name is on every line."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot be read: {problem.strerror}") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path}: expected TOML: {problem}") from problem
+    reading = Reading(os.path.dirname(os.path.abspath(path)))
+    config = read_table(Config, table, reading)
+    if reading.problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in reading.problems))
+    return config if config.hostname else evolve(config, hostname=_own_name())
+
+
+def _own_name() -> str:
+    name = os.uname().nodename
+    return (name if "." in name else socket.getfqdn()).lower() or "localhost"

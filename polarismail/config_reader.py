@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""TOML tables become frozen attrs values, or every fault of the file is named at once: nothing is half-read.
+
+A key is a field of the class, its default is the field's, its type is the field's annotation. Each problem reads
+`key.path: expected ..., found ...`; an unknown key comes with the nearest one that exists. The classes know nothing
+of TOML: their own validators (ValueError, TypeError) are reported under the table they guard.
+
+Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], dict[str, X], attrs classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import types
+import typing
+from typing import Any, Literal, NewType, TypeVar, Union
+
+import attrs
+
+FilePath = NewType("FilePath", str)
+"""A path; read relative to the directory of the configuration file. "" means none."""
+
+T = TypeVar("T")
+_MISSING = object()
+
+
+@attrs.define
+class Reading:
+    """What is known while one file is read: where relative paths start, and the problems found so far."""
+
+    directory: str
+    problems: list[str] = attrs.field(factory=list)
+
+    def complain(self, where: str, text: str) -> Any:
+        """Note one problem under its key path."""
+        self.problems.append(f"{where}: {text}" if where else text)
+        return _MISSING
+
+
+def keys_of(section: type) -> dict[str, Any]:
+    """The keys that a table read into this class may hold, with their annotations. Fields marked
+    `metadata={"toml": False}` are set by the service, not by the file."""
+    hints = typing.get_type_hints(section)
+    return {
+        field.name: hints[field.name]
+        for field in attrs.fields(section)
+        if field.init and field.metadata.get("toml", True)
+    }
+
+
+def read_table(
+    section: type[T], table: Any, reading: Reading, where: str = "", given: dict[str, Any] | None = None
+) -> T:
+    """Build `section` from a TOML table. What is wrong lands in `reading.problems`; the return value then means nothing.
+
+    `given` holds fields that somebody else decides: they are passed on, and are no keys of the table.
+    """
+    if not isinstance(table, dict):
+        return reading.complain(where, f"expected a table, found {_show(table)}")
+    given = given or {}
+    keys = {name: hint for name, hint in keys_of(section).items() if name not in given}
+    before = len(reading.problems)
+    values = dict(given)
+    for name, value in table.items():
+        path = f"{where}.{name}" if where else name
+        if name not in keys:
+            reading.complain(path, _unknown(name, keys))
+            continue
+        read = _read_value(keys[name], value, reading, path)
+        if read is not _MISSING:
+            values[name] = read
+    for field in attrs.fields(section):
+        if field.name in keys and field.name not in table and field.default is attrs.NOTHING:
+            reading.complain(
+                f"{where}.{field.name}" if where else field.name, f"missing: expected {expected(keys[field.name])}"
+            )
+    if len(reading.problems) > before:
+        return typing.cast(T, _MISSING)
+    try:
+        return section(**values)
+    except (ValueError, TypeError) as problem:
+        return reading.complain(where, _validator_text(problem))
+
+
+def expected(hint: Any) -> str:
+    """What a key of this annotation wants, for people."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(argument) for argument in arguments if argument is not type(None))
+    if origin is tuple:
+        return f"a list, each {expected(arguments[0])}"
+    if origin is dict:
+        return f"a table, each value {expected(arguments[1])}"
+    if attrs.has(hint):
+        return "a table"
+    names = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a string"}
+    return "a path (a string)" if hint is FilePath else names.get(hint, str(hint))
+
+
+def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _read_value(inner, value, reading, where)
+    if origin is tuple and isinstance(value, list):
+        read = [_read_value(arguments[0], item, reading, f"{where}[{at}]") for at, item in enumerate(value)]
+        return _MISSING if _MISSING in read else tuple(read)
+    if origin is dict and isinstance(value, dict):
+        entries = {name: _read_value(arguments[1], item, reading, f"{where}.{name}") for name, item in value.items()}
+        return _MISSING if _MISSING in entries.values() else entries
+    if attrs.has(hint):
+        return read_table(hint, value, reading, where)
+    if origin is Literal:
+        ok = isinstance(value, str) and value in arguments
+    elif hint is float and type(value) in (int, float):
+        ok, value = math.isfinite(value) and value >= 0, float(value)
+    elif hint is int:
+        ok = type(value) is int and value >= 0
+    elif hint is FilePath and isinstance(value, str):
+        return os.path.normpath(os.path.join(reading.directory, value)) if value and value != "-" else value
+    else:
+        ok = hint in (bool, str) and type(value) is hint and "\x00" not in str(value)
+    return value if ok else reading.complain(where, f"expected {expected(hint)}, found {_show(value)}")
+
+
+def _unknown(name: str, keys: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+    return "unknown key; " + (f'did you mean "{near[0]}"?' if near else f"expected one of: {', '.join(sorted(keys))}")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _validator_text(problem: Exception) -> str:
+    # attrs' own validators put the text first and the attribute and value behind it; only the text is for people.
+    return str(problem.args[0]) if problem.args else str(problem)

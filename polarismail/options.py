@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""What `twistd polarismail` takes on its command line. A bad configuration ends the start here, with its faults named."""
+
+from __future__ import annotations
+
+from twisted.python import usage
+
+from polarismail.config import DEFAULT_PATH, Config, load
+from polarismail.values.errors import ConfigError
+
+
+def _seconds(text: str) -> float:
+    return float(text)
+
+
+_seconds.coerceDoc = "Must be a number of seconds."  # type: ignore[attr-defined]
+
+
+class Options(usage.Options):
+    """`--config FILE`. After parsing, `configuration` is the Config that it holds."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "polarismail, the mail server. `polarismail check --config FILE` validates a configuration without starting."
+    )
+    optParameters = [
+        ["config", "c", DEFAULT_PATH, "The configuration file."],
+        ["clock-offset", None, 0.0, "Shift the wall clock by so many seconds (tests).", _seconds],
+    ]
+
+    configuration: Config
+
+    def postOptions(self) -> None:
+        """Read the file. Raises UsageError with every fault of it."""
+        try:
+            self.configuration = load(self["config"])
+        except ConfigError as problem:
+            raise usage.UsageError(str(problem)) from problem
+
+    def getUsage(self, width: int | None = None) -> str:
+        """As ever, without the option that only tests use."""
+        everything = self.longOpt
+        self.longOpt = [name for name in everything if not name.startswith("clock-offset")]
+        try:
+            return super().getUsage(width)
+        finally:
+            self.longOpt = everything
