@@ -38,13 +38,13 @@ class Engine(Interface):
 class Session(Interface):
     """What a protocol does about events (`serve/`). Each method may call `connection.send`."""
 
-    def connected(self, connection: Connection) -> None | Awaitable[None]:
+    def connected(self, connection: Connection) -> Awaitable[None] | None:
         """The client is there (on an implicit TLS listener: the handshake may still be running)."""
 
     def secured(self) -> None:
         """A TLS handshake has completed."""
 
-    def do(self, event: Any) -> None | Awaitable[None]:
+    def do(self, event: Any) -> Awaitable[None] | None:
         """Perform one event; None when done."""
 
     def waiting(self) -> float:
@@ -89,6 +89,7 @@ class Connection(Protocol):
         self._handshaking = False
         self._deadline = 0.0
         self._timer: Any = None
+        self._last_words = b""
 
     # -- what sessions use -------------------------------------------------------------------------------------------
 
@@ -120,6 +121,15 @@ class Connection(Protocol):
         self._handshaking = True
         self.transport.startTLS(options)
         self._wait_for_client(self._settings.handshake_seconds)
+
+    def retire(self, last_words: bytes) -> None:
+        """We are going down: say so and close, unless a command is being performed; then after its reply."""
+        if self._busy:
+            self._last_words = last_words
+        elif not self._closing:
+            self.send(last_words)
+            self.close()
+            self._settle()
 
     def allow(self, seconds: float) -> None:
         """Move the client's deadline to so many seconds from now: progress was made."""
@@ -248,6 +258,9 @@ class Connection(Protocol):
         """Nothing more to perform for now: write, then close or wait for the client."""
         if self.closed:
             return
+        if self._last_words and not self._closing:
+            self.send(self._last_words)
+            self.close()
         self.flush()
         if self._closing:
             self.transport.unregisterProducer()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""How many connections there may be: in all, and from one client network."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from attrs import frozen
+
+from polarismail.values.network import client_network
+
+
+@frozen
+class ConnectionLimits:
+    """Bounds on concurrent connections (NUMBERS, inbound defaults)."""
+
+    total: int = 2000
+    per_address: int = 50  # for IPv6: for each /64
+
+
+class ConnectionCounter:
+    """Counts concurrent connections; shared by the listeners of one protocol."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self._limits = limits
+        self._total = 0
+        self._by_network: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Connections open now."""
+        return self._total
+
+    def admit(self, address: str) -> bool:
+        """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later."""
+        network = client_network(address, 32, 64)
+        if self._total >= self._limits.total or self._by_network[network] >= self._limits.per_address:
+            if not self._by_network[network]:
+                del self._by_network[network]
+            return False
+        self._total += 1
+        self._by_network[network] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """A connection that was admitted is gone."""
+        network = client_network(address, 32, 64)
+        self._total -= 1
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
