@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The configuration file becomes one frozen Config, or a ConfigError that names every fault: file, key, what was expected.
+"""The configuration file becomes one frozen Config, or a ConfigError naming each fault: file, key, what was expected.
 
 Every key has a default; `etc/polarismail.toml` explains each, and a test keeps the two equal. Tables that belong to
 one room are read straight into that room's settings class. Relative paths start at the directory of the file.
@@ -7,7 +7,6 @@ one room are read straight into that room's settings class. Relative paths start
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import tomllib
@@ -16,60 +15,21 @@ from typing import Literal
 from attrs import Factory, evolve, field, frozen
 
 from polarismail.config_reader import FilePath, Reading, read_table
+from polarismail.net.listeners import Listener
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, ConfigError
 
 DEFAULT_PATH = "/etc/polarismail/polarismail.toml"
 
 
-def _check_port(_: object, __: object, port: int) -> None:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port: expected 0 to 65535, found {port}")
-
-
-def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
-    for network in networks:
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as problem:
-            raise ValueError(f'expected networks as "192.0.2.0/24" or "2001:db8::/32", found {network!r}') from problem
-
-
-@frozen
-class Listener:
-    """One listening socket, `[[listeners]]`."""
-
-    name: str
-    port: int = field(validator=_check_port)
-    role: Literal["mx", "submission", "pop3"]
-    tls: Literal["none", "starttls", "implicit"] = "starttls"
-    address: str = ""  # "": every address of the machine, IPv4 and IPv6
-    plaintext_auth: Literal["never", "networks", "always"] = "never"
-    plaintext_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
-
-    def __attrs_post_init__(self) -> None:
-        if not self.name.replace("-", "").isalnum():
-            raise ValueError(f"name: expected letters, digits and hyphens, found {self.name!r}")
-        if self.address:
-            try:
-                ipaddress.ip_address(self.address)
-            except ValueError as problem:
-                raise ValueError(f'address: expected an IP address or "", found {self.address!r}') from problem
-
-    @property
-    def protocol(self) -> Literal["smtp", "pop3"]:
-        """What is spoken here; the role says it."""
-        return "pop3" if self.role == "pop3" else "smtp"
-
-
 @frozen
 class PathSettings:
     """`[paths]`: where things are kept."""
 
-    state: FilePath = FilePath("/var/lib/polarismail")
-    spool: FilePath = FilePath("/var/lib/polarismail/spool")
-    mail: FilePath = FilePath("/var/mail/polarismail")
-    control_socket: FilePath = FilePath("/run/polarismail/control")
+    state: FilePath = "/var/lib/polarismail"
+    spool: FilePath = "/var/lib/polarismail/spool"
+    mail: FilePath = "/var/mail/polarismail"
+    control_socket: FilePath = "/run/polarismail/control"
 
 
 @frozen
@@ -84,15 +44,15 @@ class DatabaseSettings:
 class TlsSettings:
     """`[tls]`: the certificate that every listener shows."""
 
-    certificate: FilePath = FilePath("/etc/polarismail/tls/fullchain.pem")
-    key: FilePath = FilePath("/etc/polarismail/tls/privkey.pem")
+    certificate: FilePath = "/etc/polarismail/tls/fullchain.pem"
+    key: FilePath = "/etc/polarismail/tls/privkey.pem"
 
 
 @frozen
 class LogSettings:
     """`[log]`: the event log."""
 
-    file: FilePath = FilePath("/var/log/polarismail/polarismail.log")
+    file: FilePath = "/var/log/polarismail/polarismail.log"
     format: Literal["json", "text"] = "json"
 
 

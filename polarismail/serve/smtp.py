@@ -59,7 +59,7 @@ class ESMTPFactory(SMTPFactory):
         counter: ConnectionCounter | None = None,
     ) -> None:
         SMTPFactory.__init__(self, portal)
-        listener = listener or Listener("smtp", 25)
+        listener = listener or Listener("smtp", 25, "mx")
         self.domain = hostname
         self.engine_settings = evolve(settings or ServerSettings(hostname=hostname), hostname=hostname)
         self.context = SmtpContext(
