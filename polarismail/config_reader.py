@@ -3,9 +3,11 @@
 
 A key is a field of the class, its default is the field's, its type is the field's annotation. Each problem reads
 `key.path: expected ..., found ...`; an unknown key comes with the nearest one that exists. The classes know nothing
-of TOML: their own validators (ValueError, TypeError) are reported under the table they guard.
+of TOML: what their own validators raise (ValueError, TypeError) is reported under the table they guard, or under one
+key of it where the text starts with `key: `.
 
-Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], dict[str, X], attrs classes.
+Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], dict[str, X] and attrs
+classes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import math
 import os
 import types
 import typing
-from typing import Any, Literal, NewType, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
 import attrs
 
-FilePath = NewType("FilePath", str)
+FilePath = Annotated[str, "path"]
 """A path; read relative to the directory of the configuration file. "" means none."""
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class Reading:
 def keys_of(section: type) -> dict[str, Any]:
     """The keys that a table read into this class may hold, with their annotations. Fields marked
     `metadata={"toml": False}` are set by the service, not by the file."""
-    hints = typing.get_type_hints(section)
+    hints = typing.get_type_hints(section, include_extras=True)
     return {
         field.name: hints[field.name]
         for field in attrs.fields(section)
@@ -54,12 +56,12 @@ def keys_of(section: type) -> dict[str, Any]:
 def read_table(
     section: type[T], table: Any, reading: Reading, where: str = "", given: dict[str, Any] | None = None
 ) -> T:
-    """Build `section` from a TOML table. What is wrong lands in `reading.problems`; the return value then means nothing.
+    """Build `section` from a TOML table. What is wrong lands in `reading.problems`; the value then means nothing.
 
     `given` holds fields that somebody else decides: they are passed on, and are no keys of the table.
     """
     if not isinstance(table, dict):
-        return reading.complain(where, f"expected a table, found {_show(table)}")
+        return cast(T, reading.complain(where, f"expected a table, found {_show(table)}"))
     given = given or {}
     keys = {name: hint for name, hint in keys_of(section).items() if name not in given}
     before = len(reading.problems)
@@ -72,17 +74,22 @@ def read_table(
         read = _read_value(keys[name], value, reading, path)
         if read is not _MISSING:
             values[name] = read
-    for field in attrs.fields(section):
+    for field in attrs.fields(cast(Any, section)):
         if field.name in keys and field.name not in table and field.default is attrs.NOTHING:
             reading.complain(
                 f"{where}.{field.name}" if where else field.name, f"missing: expected {expected(keys[field.name])}"
             )
     if len(reading.problems) > before:
-        return typing.cast(T, _MISSING)
+        return cast(T, _MISSING)
     try:
         return section(**values)
     except (ValueError, TypeError) as problem:
-        return reading.complain(where, _validator_text(problem))
+        # attrs' own validators put the attribute and the value behind the text; only the text is for people.
+        text = str(problem.args[0]) if problem.args else str(problem)
+        key, colon, rest = text.partition(": ")
+        if colon and key in keys:
+            where, text = f"{where}.{key}" if where else key, rest
+        return cast(T, reading.complain(where, text))
 
 
 def expected(hint: Any) -> str:
@@ -142,8 +149,3 @@ def _show(value: Any) -> str:
         return "true" if value else "false"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _validator_text(problem: Exception) -> str:
-    # attrs' own validators put the text first and the attribute and value behind it; only the text is for people.
-    return str(problem.args[0]) if problem.args else str(problem)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `twistd polarismail` takes on its command line. A bad configuration ends the start here, with its faults named."""
+"""What `twistd polarismail` takes on its command line. A bad configuration ends the start here, its faults named."""
 
 from __future__ import annotations
 
