@@ -6,7 +6,9 @@
     |-- BadReply            a peer's reply that breaks RFC 5321 §4.2
     |-- ConfigError         the configuration file: file, key, what was expected
     |-- Unavailable         a part of ours cannot answer now: always "try again", never "no"
-    |   `-- SpoolUnhealthy  the spool met an I/O error: accept nothing, deliver nothing
+    |   |-- SpoolUnhealthy  the spool met an I/O error: accept nothing, deliver nothing
+    |   `-- LookupFailed    DNS gave no answer (SERVFAIL, time-out): a deferral, never a bounce
+    |-- NoSuchName          DNS says that the name does not exist (NXDOMAIN)
     |-- ControlError        an operator asked for what cannot be done; `str()` is for people
     `-- AccountError        a change of domains, accounts or aliases that the directory refuses
 
@@ -37,6 +39,14 @@ class Unavailable(PolarisError):
 
 class SpoolUnhealthy(Unavailable):
     """The spool cannot keep a promise (DURABILITY rule 1 and 4)."""
+
+
+class LookupFailed(Unavailable):
+    """DNS gave no answer that could be used: SERVFAIL, REFUSED, time-out, nonsense. Says nothing about the name."""
+
+
+class NoSuchName(PolarisError):
+    """DNS says, with authority, that the name does not exist (NXDOMAIN)."""
 
 
 class ControlError(PolarisError):
