@@ -6,30 +6,26 @@ the delay.
 The classic triplet: the first contact is deferred, a retry after `delay_seconds` and within `window_seconds` passes,
 what passed stays passed for `lifetime_seconds` after its last use, and a client network that passed `client_passes`
 times is not asked any more.
-RFC 6647 §2.4 (the triplet), §5 (recommendations); RFC 5321 §4.2.1 (4yz: the client is encouraged to try again).
+RFC 6647 (greylisting); RFC 5321 §4.2.1 (4yz: the client is encouraged to try again).
 """
 
 from __future__ import annotations
 
 import enum
-import ipaddress
 import math
-from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
 from polarismail.policy.verdict import ACCEPT, Defer, Verdict
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import ReversePath
+from polarismail.values.network import client_network, parse_network
 from polarismail.values.reply import GREYLISTED, Reply
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-
-def _parse_networks(texts: tuple[str, ...]) -> tuple[str, ...]:
-    for text in texts:
-        ipaddress.ip_network(text, strict=False)
-    return tuple(texts)
+def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
+    for network in networks:
+        parse_network(network)
 
 
 @frozen
@@ -43,7 +39,7 @@ class GreylistSettings:
     client_passes: int = 5  # triplets of one network that passed; 0: never allow a network by itself
     prefix_v4: int = 24
     prefix_v6: int = 64
-    allow_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), converter=_parse_networks)
+    allow_networks: tuple[str, ...] = field(default=(), validator=_check_networks)  # never greylisted
     cache_entries: int = 50_000  # passed triplets in memory, and as many client networks
     refresh_seconds: float = 3600.0  # how stale the last use of a passed triplet may be on disk
     expiry_interval_seconds: float = 3600.0
@@ -95,40 +91,11 @@ class Judgement:
     record: TripletRecord
 
 
-def client_network(address: str, settings: GreylistSettings) -> str | None:
-    """The network of a client's address, e.g. `192.0.2.0/24`; None for what is no address (a UNIX socket).
-
-    An IPv4 address mapped into IPv6 is the IPv4 one.
-    """
-    parsed = parse_client(address)
-    if parsed is None:
-        return None
-    prefix = settings.prefix_v4 if parsed.version == 4 else settings.prefix_v6
-    return str(ipaddress.ip_network((parsed, prefix), strict=False))
-
-
-def parse_client(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """A peer's address without its scope; None for what is none."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
-def network_matcher(networks: tuple[str, ...]) -> Callable[[str], bool]:
-    """A function that says whether an address is in one of `networks`."""
-    parsed = [ipaddress.ip_network(text, strict=False) for text in networks]
-
-    def matches(address: str) -> bool:
-        client = parse_client(address)
-        return client is not None and any(client in network for network in parsed)
-
-    return matches
-
-
-def triplet_of(network: str, reverse_path: ReversePath, forward_path: Mailbox) -> Triplet:
-    """The key of a transaction's recipient. Never raises, whatever a peer made the addresses of."""
+def triplet_of(
+    client_address: str, reverse_path: ReversePath, forward_path: Mailbox, settings: GreylistSettings
+) -> Triplet:
+    """The key of one recipient of a transaction. Never raises, whatever a peer made the addresses of."""
+    network = client_network(client_address, settings.prefix_v4, settings.prefix_v6)
     return Triplet(network, _folded(reverse_path), _folded(forward_path))
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""What the portal hands out: a reception for SMTP, a maildrop's door for POP3; and the credentials that carry an authzid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.cred.credentials import ICredentials
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from polarismail.store.interfaces import IDraft
+from polarismail.values.envelope import Envelope, Recipient, SessionFacts
+from polarismail.values.reply import Reply
+
+if TYPE_CHECKING:
+    from polarismail.wire.smtp_server import EndOfData, Mail, Rcpt
+
+
+class IPlainCredentials(ICredentials):
+    """A name, a password in clear, and whom to act as: SASL PLAIN (RFC 4616), LOGIN, and POP3's USER and PASS."""
+
+    authcid = Attribute("str: who proves, an account's address in any case")
+    password = Attribute("bytes: as the client sent it; never logged")
+    authzid = Attribute('str: whom to act as; "" for the same')
+
+
+class IReception(Interface):
+    """Takes mail in, one transaction after the other, for one account or for a stranger.
+
+    Nothing here raises for what a peer sent. A failure of a Deferred means that a part of ours is broken: the caller
+    answers 451. The caller keeps the transaction: a reception has no state of its own.
+    """
+
+    account = Attribute("Account or None: who has logged in")
+
+    def check_mail(facts: SessionFacts, mail: Mail) -> Reply | Deferred[Reply]:
+        """Whether this reverse-path may begin a transaction: 250, or the refusal."""
+
+    def check_rcpt(
+        facts: SessionFacts, envelope: Envelope, rcpt: Rcpt
+    ) -> tuple[Reply, tuple[Recipient, ...]] | Deferred[tuple[Reply, tuple[Recipient, ...]]]:
+        """Whether mail for this forward-path is taken, and the recipients that it stands for (none with a refusal).
+
+        `envelope` is the transaction so far: its recipients are those already accepted.
+        """
+
+    def begin_content(facts: SessionFacts, envelope: Envelope) -> IDraft:
+        """Where the content goes. Raises SpoolUnhealthy: then answer 452 or 451, and not 354."""
+
+    def end_of_data(facts: SessionFacts, envelope: Envelope, draft: IDraft, end: EndOfData) -> Deferred[Reply]:
+        """Judge the whole message and commit it. 250 only once it is on stable storage (RFC 5321 §6.1).
+
+        The draft is committed or abandoned when this fires, whatever it fires with.
+        """
+
+
+class IMaildropAvatar(Interface):
+    """The door to one account's maildrop (RFC 1939 §4): made by a login, opened and locked by `open`."""
+
+    account = Attribute("Account: who has logged in")
+
+    def open() -> Deferred[Any]:
+        """Lock the maildrop and fix its messages for this session; fires with it.
+
+        Fails with the error of `serve/pop3.py` that means [IN-USE], and with Unavailable.
+        """
+
+    def logout() -> None:
+        """The session has ended, in whatever way: let go of the lock. Idempotent; deletes nothing."""
