@@ -19,7 +19,7 @@ from zope.interface import implementer
 from polarismail.auth.interfaces import IReception
 from polarismail.message.headers import count_received
 from polarismail.message.trace import received_field
-from polarismail.policy.relaying import check_recipient
+from polarismail.policy.relaying import check_recipient, expand_recipient
 from polarismail.policy.verdict import Accept, Verdict
 from polarismail.store.interfaces import (
     Account,
@@ -32,7 +32,7 @@ from polarismail.store.interfaces import (
     Submission,
 )
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import Envelope, Recipient, SessionFacts
 from polarismail.values.errors import Unavailable
 from polarismail.values.reply import (
     NOT_QUEUED,
@@ -128,7 +128,7 @@ class Reception:
         if not isinstance(verdict, Accept):
             self._record_refusal(facts, envelope, verdict.reply, "rcpt", rcpt.forward_path)
             return verdict.reply, ()
-        recipients = _recipients(resolution, rcpt)
+        recipients = expand_recipient(resolution, rcpt.forward_path, rcpt.dsn)
         if len(envelope.recipients) + len(recipients) > self._desk.settings.max_expanded_recipients:
             return TOO_MANY_RECIPIENTS, ()
         if self.account is not None or self._desk.check_greylist is None:
@@ -200,20 +200,3 @@ class Reception:
                 "reply": str(reply),
             },
         )
-
-
-def _recipients(resolution: Resolution, rcpt: Any) -> tuple[Recipient, ...]:
-    """The recipients that one RCPT stands for."""
-    original = rcpt.forward_path
-    if not resolution.ours:
-        return (Recipient(original, original, original.domain_ascii, None, rcpt.dsn),)
-    return tuple(
-        Recipient(
-            target.mailbox,
-            original,
-            LOCAL if target.account is not None else target.mailbox.domain_ascii,
-            target.account.id if target.account is not None else None,
-            rcpt.dsn,
-        )
-        for target in resolution.targets
-    )
