@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+# Short targets over one virtualenv, .venv, which each target builds for itself with python3, its venv module and pip.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: help run test lint types bench interop docs changes dist clean
+
+help:
+	@echo "make run      a complete server on loopback, in ./var"
+	@echo "make test     the whole suite (PYTEST_ARGS='-k word' for a part)"
+	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers;  make bench: ratios"
+
+# The stamps are named after what is installed; a changed setup.cfg installs again.
+.venv/core: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "polarismail needs Python 3.11 or later"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/%: .venv/core
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@
+
+run: .venv/core
+	@exec $(BIN)/python -m polarismail.demo
+
+test: .venv/test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/lint
+	$(BIN)/mypy
+
+interop: .venv/test
+	$(BIN)/python -m pytest tests/interop $(PYTEST_ARGS)
+
+bench: .venv/test
+	$(BIN)/python -m benchmarks.telemetry
+	$(BIN)/python -m benchmarks.receive
+
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+changes: .venv/docs
+	$(BIN)/towncrier build --version "$$($(BIN)/python -c 'import polarismail; print(polarismail.__version__)')"
+
+dist: .venv/test
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info .venv docs/_build
