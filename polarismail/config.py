@@ -14,8 +14,16 @@ from typing import Literal
 
 from attrs import Factory, evolve, field, frozen
 
+from polarismail.auth.logins import LoginCacheSettings
+from polarismail.auth.passwords import PasswordSettings
 from polarismail.config_reader import FilePath, Reading, read_table
 from polarismail.net.listeners import Listener
+from polarismail.net.resolver import ResolverSettings
+from polarismail.net.transport import TransportSettings
+from polarismail.policy.greylisting import GreylistSettings
+from polarismail.serve.reception import ReceptionSettings
+from polarismail.serve.smtp_session import SessionSettings
+from polarismail.store.maildrop import MaildropSettings
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, ConfigError
 
@@ -85,6 +93,14 @@ class Config:
     tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
+    transport: TransportSettings = TransportSettings()
+    session: SessionSettings = SessionSettings()
+    reception: ReceptionSettings = ReceptionSettings()
+    greylisting: GreylistSettings = GreylistSettings()
+    passwords: PasswordSettings = PasswordSettings()
+    login_cache: LoginCacheSettings = LoginCacheSettings()
+    maildrop: MaildropSettings = MaildropSettings()
+    dns: ResolverSettings = ResolverSettings()
 
     def __attrs_post_init__(self) -> None:
         if self.hostname:
