@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Group commit: everything that waits becomes durable with one sync, and is answered with one wake-up.
+
+One thread per process and database. A group forms by itself while the one before it is being synced, so an idle server
+adds no delay (DURABILITY, "What it costs"). Within a group each job has an outcome of its own: one that fails is rolled
+back to its savepoint while the rest commits. When the commit itself fails, every job of the group fails, and whether it
+happened is in doubt.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from polarismail.store.dialects import as_polaris_error, is_final, is_lost
+from polarismail.store.threads import Answers
+from polarismail.values.errors import SpoolUnhealthy, Unavailable
+
+# So that no transaction is long: about 30 ms of inserts.
+_LARGEST_GROUP = 1000
+
+
+class Job:
+    """One piece of work on its way through a group. A lane sets `value` or `error`; `error` wins."""
+
+    __slots__ = ("deferred", "error", "lane", "payload", "value")
+
+    def __init__(self, lane: Lane, payload: Any) -> None:
+        self.lane, self.payload = lane, payload
+        self.deferred: Deferred[Any] = Deferred()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class Lane(Protocol):
+    """Jobs of one kind, which know how to be done together."""
+
+    def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        """Do all of them inside the group's transaction, setting `value` or `error` of each.
+
+        What this raises fails the whole group: only a connection that is lost may do so.
+        """
+
+
+class SavepointLane:
+    """Plain functions of the connection, each in its savepoint."""
+
+    def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            run_in_savepoint(connection, job, job.payload)
+
+
+def run_in_savepoint(connection: Connection, job: Job, function: Callable[[Connection], Any]) -> None:
+    """Set the job's value to what the function returns; undo it and set the job's error where it raises."""
+    savepoint = connection.begin_nested()
+    try:
+        job.value = function(connection)
+        savepoint.commit()
+    except Exception as error:
+        if is_lost(error):
+            raise
+        savepoint.rollback()
+        job.error = as_polaris_error(error)
+
+
+class Committer:
+    """The thread that writes. `healthy` turns false for good when the disk fails (DURABILITY rule 1)."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        engine: Engine,
+        lock: AbstractContextManager[None],
+        answers: Answers,
+        tick: Callable[[Connection], Callable[[], None] | None] | None = None,
+        tick_seconds: float = 5.0,
+    ) -> None:
+        """`tick` runs inside a transaction every `tick_seconds`, and before any group that comes later than that; what it
+        returns is called after the commit."""
+        self.healthy = True
+        self._engine, self._lock, self._answers = engine, lock, answers
+        self._tick, self._tick_seconds = tick, tick_seconds
+        self._next_tick = time.monotonic() + tick_seconds
+        self._wake = threading.Condition()
+        self._waiting: list[Job] = []
+        self._stopping = False
+        self._connection: Connection | None = None
+        self._savepoints = SavepointLane()
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take groups."""
+        self._thread.start()
+
+    def submit(self, lane: Lane, payload: Any) -> Deferred[Any]:
+        """Put work into the next group. Fires after the commit; fails with Unavailable, SpoolUnhealthy (the outcome is in
+        doubt), or what the work raised (nothing of it was stored)."""
+        job = Job(lane, payload)
+        with self._wake:
+            if self._stopping:
+                job.deferred.errback(Unavailable("the database is closed"))
+                return job.deferred
+            self._waiting.append(job)
+            if len(self._waiting) == 1:
+                self._wake.notify()
+        return job.deferred
+
+    def write(self, function: Callable[[Connection], Any]) -> Deferred[Any]:
+        """Run a function in a savepoint of the next group."""
+        return self.submit(self._savepoints, function)
+
+    def stop(self) -> None:
+        """Commit what waits, then end the thread. Blocks; not for the reactor's thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._stopping and not self._tick_due():
+                    self._wake.wait(None if self._tick is None else max(0.0, self._next_tick - time.monotonic()))
+                group, self._waiting = self._waiting[:_LARGEST_GROUP], self._waiting[_LARGEST_GROUP:]
+                stopping = self._stopping and not self._waiting
+            self._commit(group)
+            self._answers.put([(job.deferred, job.value, job.error) for job in group])
+            del group
+            if stopping:
+                self._disconnect()
+                return
+
+    def _tick_due(self) -> bool:
+        return self._tick is not None and time.monotonic() >= self._next_tick
+
+    def _commit(self, group: Sequence[Job]) -> None:
+        lanes: dict[Lane, list[Job]] = {}
+        for job in group:
+            lanes.setdefault(job.lane, []).append(job)
+        try:
+            if not self.healthy:
+                raise SpoolUnhealthy("the disk under the database has failed")
+            with self._lock:
+                afterwards = self._write(lanes)
+            if afterwards is not None:
+                afterwards()
+        except Exception as error:
+            # Rolled back, or in doubt where COMMIT itself failed: nobody may be told that it is done.
+            self._disconnect()
+            if is_final(error):
+                self.healthy = False
+            self.log.error(
+                "a group of {jobs} was not committed: {error}", event="commit_failed", jobs=len(group), error=str(error)
+            )
+            for job in group:
+                job.error = as_polaris_error(error)
+
+    def _write(self, lanes: dict[Lane, list[Job]]) -> Callable[[], None] | None:
+        afterwards = None
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._engine.connect()
+        with connection.begin():
+            if self._tick is not None and self._tick_due():
+                self._next_tick = time.monotonic() + self._tick_seconds
+                afterwards = self._tick(connection)
+            for lane, jobs in lanes.items():
+                lane.run(connection, jobs)
+        return afterwards
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception as error:
+                self.log.warn("closing the database: {error}", event="close_failed", error=str(error))

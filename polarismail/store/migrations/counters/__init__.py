@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The revisions of the `counters` database, and the environment that runs them."""
