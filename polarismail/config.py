@@ -22,7 +22,6 @@ from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.serve.reception import ReceptionSettings
-from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.maildrop import MaildropSettings
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, ConfigError
@@ -93,14 +92,13 @@ class Config:
     tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
-    transport: TransportSettings = TransportSettings()
-    session: SessionSettings = SessionSettings()
-    reception: ReceptionSettings = ReceptionSettings()
-    greylisting: GreylistSettings = GreylistSettings()
-    passwords: PasswordSettings = PasswordSettings()
-    login_cache: LoginCacheSettings = LoginCacheSettings()
-    maildrop: MaildropSettings = MaildropSettings()
-    dns: ResolverSettings = ResolverSettings()
+    transport: TransportSettings = field(factory=TransportSettings)
+    reception: ReceptionSettings = field(factory=ReceptionSettings)
+    greylisting: GreylistSettings = field(factory=GreylistSettings)
+    passwords: PasswordSettings = field(factory=PasswordSettings)
+    login_cache: LoginCacheSettings = field(factory=LoginCacheSettings)
+    maildrop: MaildropSettings = field(factory=MaildropSettings)
+    dns: ResolverSettings = field(factory=ResolverSettings)
 
     def __attrs_post_init__(self) -> None:
         if self.hostname:
