@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from polarismail.auth.checker import PlainCredentials
 from polarismail.auth.interfaces import IReception
+from polarismail.net import tls
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import Connection
 from polarismail.serve.delivery import DeliveryReception
@@ -109,11 +110,7 @@ class SmtpSession:
         connection.send(self._engine.answer(Reply(220, None, f"{self._context.hostname} ESMTP polarismail")))
 
     def secured(self) -> None:
-        transport: Any = self._connection.transport
-        self._tls = f"{transport.protocolVersion() if hasattr(transport, 'protocolVersion') else 'TLS'}"
-        handle = transport.getHandle()
-        if hasattr(handle, "get_protocol_version_name"):
-            self._tls = f"{handle.get_protocol_version_name()} {handle.get_cipher_name()}"
+        self._tls = tls.describe(self._connection.transport)
         self._note_facts()
 
     def do(self, event: Any) -> Deferred[None] | None:

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""The composition root: chooses every part of the server, starts them in order, and stops them so that nothing is lost.
+
+`makeService` opens nothing. Sockets are bound and the certificate is read while the process may still be root; databases,
+spool and log are opened after privileges were dropped; clients are served when all of it is open. At the end listeners go
+first, sessions finish or are told 421, then relay and store.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger, globalLogPublisher
+
+from polarismail import __version__
+from polarismail.config import Config, load
+from polarismail.net import listeners
+from polarismail.net.tls import CertificateStore
+from polarismail.options import Options
+from polarismail.parts import Parts
+from polarismail.privileges import check_dropped, forbid_new_privileges, make_directory
+from polarismail.telemetry import EventLog
+from polarismail.values.errors import ConfigError, PolarisError
+
+_DRAIN_SECONDS = 30.0
+_LOOK_AGAIN_SECONDS = 0.1
+
+
+def makeService(options: Options) -> MailService:
+    """What `twistd polarismail` runs. Opens nothing and binds nothing."""
+    parent: Any = getattr(options, "parent", None) or {}
+    return MailService(
+        options.configuration,
+        options["config"],
+        clock_offset_seconds=options["clock-offset"],
+        uid=parent.get("uid"),
+        gid=parent.get("gid"),
+    )
+
+
+class MailService(Service):
+    """A complete mail server on one reactor."""
+
+    log = Logger()
+    name = "polarismail"
+
+    def __init__(
+        self,
+        config: Config,
+        config_path: str,
+        *,
+        reactor: Any = None,
+        clock_offset_seconds: float = 0.0,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
+        self.config, self.config_path = config, config_path
+        self._given_reactor = reactor
+        self._uid, self._gid = uid, gid
+        self.now: Callable[[], float] = lambda: time.time() + clock_offset_seconds
+        self._bound: dict[str, list[socket.socket]] = {}
+        self._ports: list[Any] = []
+        self.parts: Parts | None = None
+        self.certificates: CertificateStore | None = None
+
+    @property
+    def reactor(self) -> Any:
+        """The reactor: the given one, or the global one, imported only now."""
+        if self._given_reactor is None:
+            from twisted.internet import reactor
+
+            self._given_reactor = reactor
+        return self._given_reactor
+
+    # -- start -------------------------------------------------------------------------------------------------------
+
+    def privilegedStartService(self) -> None:
+        """Bind sockets, read the certificate, make missing directories. Raises SystemExit with the fault on stderr."""
+        try:
+            self._prepare()
+        except ConfigError as problem:
+            for bound in self._bound.values():
+                for each in bound:
+                    each.close()
+            raise SystemExit(f"polarismail: {problem}") from problem
+        super().privilegedStartService()
+
+    def _prepare(self) -> None:
+        config = self.config
+        for path in (config.paths.state, config.paths.spool, config.paths.mail):
+            make_directory(path, self._uid, self._gid)
+        for path in (config.log.file, config.paths.control_socket):
+            if os.path.dirname(path):
+                make_directory(os.path.dirname(path), self._uid, self._gid, 0o755)
+        if any(listener.tls != "none" for listener in config.listeners):
+            self.certificates = CertificateStore(config.tls.certificate, config.tls.key)
+        for listener in config.listeners:
+            self._bound[listener.name] = listeners.bind(listener)
+
+    def startService(self) -> None:
+        """Open everything as the user that the service is now, then serve. A failure ends the process with status 1."""
+        super().startService()
+        self.telemetry = EventLog(
+            self.config.log.file,
+            reactor=self.reactor,
+            style=self.config.log.format,
+            hostname=self.config.hostname,
+            now=self.now,
+        )
+        self._started = ensureDeferred(self._start())
+        self._started.addErrback(self._failed_to_start)
+
+    async def _start(self) -> None:
+        check_dropped(self._uid, self._gid)
+        forbid_new_privileges()
+        self.telemetry.open()
+        globalLogPublisher.addObserver(self.telemetry)
+        if os.geteuid() == 0:
+            self.log.warn("running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after")
+        self.parts = Parts(
+            self.config,
+            reactor=self.reactor,
+            now=self.now,
+            telemetry=self.telemetry,
+            certificates=self.certificates,
+            random=random.Random(),
+        )
+        await self.parts.start()
+        for listener in self.config.listeners:
+            self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
+        if self.reactor is not None and self._given_reactor is not None:
+            self._install_signals()
+        self.telemetry.record_event("started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname})
+
+    def _failed_to_start(self, failure: Any) -> None:
+        if failure.check(PolarisError, OSError) is not None:
+            self.log.critical("polarismail cannot start: {problem}", problem=failure.getErrorMessage())
+        else:
+            self.log.failure("polarismail cannot start", failure)
+        self.telemetry.flush()
+        # twistd has no way to say "failed" once the reactor runs; systemd and people look at the status.
+        self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+        self.reactor.callLater(0, self.reactor.stop)
+
+    # -- stop --------------------------------------------------------------------------------------------------------
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, let transactions finish (at most 30 s), give back what is claimed, close. Never fails."""
+        super().stopService()
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
+        self._ports.clear()
+        for bound in self._bound.values():
+            for each in bound:
+                each.close()
+        if self.parts is not None:
+            self.parts.shut_down_sessions()
+            until = self.reactor.seconds() + _DRAIN_SECONDS
+            while self.parts.sessions and self.reactor.seconds() < until:
+                await deferLater(self.reactor, _LOOK_AGAIN_SECONDS, lambda: None)
+            self.parts.drop_sessions()
+            await self.parts.stop()
+        self.telemetry.record_event("stopped", {"pid": os.getpid()})
+        if self.telemetry in list(globalLogPublisher._observers):
+            globalLogPublisher.removeObserver(self.telemetry)
+        self.telemetry.close()
+
+    # -- reload ------------------------------------------------------------------------------------------------------
+
+    def _install_signals(self) -> None:
+        try:
+            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+            signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(self.telemetry.reopen))
+        except ValueError:
+            self.log.debug("not on the main thread: no signals; call reload() instead")
+
+    def reload(self) -> str:
+        """SIGHUP: reopen the log, read configuration and certificate again. Returns "" or what kept the old ones in force.
+
+        What was read applies to new connections and new attempts. Listeners, paths and databases need a restart: where
+        they differ, the log says so.
+        """
+        self.telemetry.reopen()
+        try:
+            config = load(self.config_path)
+            needs_restart = [
+                key
+                for key in ("listeners", "paths", "database", "hostname")
+                if getattr(config, key) != getattr(self.config, key)
+            ]
+            if self.certificates is not None:
+                self.certificates.reload(config.tls.certificate, config.tls.key)
+        except ConfigError as problem:
+            self.telemetry.record_event("reload-failed", {"path": self.config_path, "problem": str(problem)})
+            return str(problem)
+        if self.parts is not None:
+            self.parts.reconfigure(config)
+        self.config = config
+        self.telemetry.record_event("reloaded", {"path": self.config_path, "needs_restart": ", ".join(needs_restart)})
+        return ""
