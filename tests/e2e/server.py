@@ -154,16 +154,20 @@ class Server:
         text += f"[relay]\nport = {settings['remote_port']}\nallow_private_targets = true\n{settings['relay_extra']}"
         self.config.write_text(text + settings["extra"])
 
-    # -- the process -------------------------------------------------------------------------------------------------
-
-    def start(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> Server:
-        """Run `twistd -n polarismail` and wait until it greets; the first start makes domains and accounts."""
+    def make_accounts(self) -> None:
+        """Make domains and accounts, once; no server needs to run."""
         if not self._made_accounts:
             self._made_accounts = True
             for domain in self.domains:
                 self.command("domain", "add", domain)
             for account in self.accounts:
                 self.command("account", "add", account, "--password-stdin", input=PASSWORD)
+
+    # -- the process -------------------------------------------------------------------------------------------------
+
+    def start(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> Server:
+        """Run `twistd -n polarismail` and wait until it greets; the first start makes domains and accounts."""
+        self.make_accounts()
         words = [
             "-n",
             "--pidfile",
