@@ -13,8 +13,10 @@ A zone maps folded names to what they hold; names that are absent (and match no 
 
 From the command line (each prints "ready PORT" once it listens):
 
-    python -m polarismail.testing dns  --port N --zone FILE.json     the file is read again when it changes
+    python -m polarismail.testing dns  --port N --zone FILE.json
     python -m polarismail.testing sink --port N [--address A] [--script FILE.json] [--out FILE.jsonl]
+
+Zone and script are read again when their file changes.
 """
 
 from __future__ import annotations
@@ -181,6 +183,7 @@ class SmtpSink:
     most_open: int = 0
     port: int = 0
     on_message: Callable[[Received], None] | None = None
+    before_command: Callable[[], None] | None = None
     _listening: Any = field(default=None, init=False)
     _protocols: set[SinkProtocol] = field(factory=set, init=False)
 
@@ -225,6 +228,8 @@ class SinkProtocol(LineReceiver):
         self.lines: list[bytes] = []
 
     def connectionMade(self) -> None:
+        if self.sink.before_command is not None:
+            self.sink.before_command()
         self.sink.sessions += 1
         self.sink.open_sessions += 1
         self.sink.most_open = max(self.sink.most_open, self.sink.open_sessions)
@@ -246,8 +251,13 @@ class SinkProtocol(LineReceiver):
         return reply
 
     def lineReceived(self, line: bytes) -> None:
+        if self._in_data and line != b".":
+            self.lines.append(line[1:] if line.startswith(b".") else line)
+            return
+        if self.sink.before_command is not None:
+            self.sink.before_command()
         if self._in_data:
-            self._content_line(line)
+            self._end_of_data()
             return
         text = line.decode("utf-8", "replace")
         self.sink.commands.append(text)
@@ -291,10 +301,7 @@ class SinkProtocol(LineReceiver):
         if self._say("RCPT", "250 2.1.5 ok", scripted).startswith("250"):
             self.recipients.append(address)
 
-    def _content_line(self, line: bytes) -> None:
-        if line != b".":
-            self.lines.append(line[1:] if line.startswith(b".") else line)
-            return
+    def _end_of_data(self) -> None:
         self._in_data = False
         content = b"".join(one + b"\r\n" for one in self.lines)
         message = Received(self.reverse_path, tuple(self.recipients), content, self.number, self.helo)
@@ -350,8 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _listen_sink(reactor: Any, chosen: argparse.Namespace, script: dict[str, Any]) -> int:
-    if chosen.script:
-        _reload(chosen.script, script)
+    look = _reload(chosen.script, script) if chosen.script else None
 
     def write(message: Received) -> None:
         row = {
@@ -364,7 +370,7 @@ def _listen_sink(reactor: Any, chosen: argparse.Namespace, script: dict[str, Any
         with open(chosen.out, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
-    sink = SmtpSink(script=script, on_message=write if chosen.out else None)
+    sink = SmtpSink(script=script, on_message=write if chosen.out else None, before_command=look)
     return sink.listen(reactor, chosen.address, chosen.port)
 
 

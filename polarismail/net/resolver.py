@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +29,7 @@ from twisted.logger import Logger
 from twisted.names import dns
 from twisted.python.failure import Failure
 
+from polarismail.store.lru import LruCache
 from polarismail.values.errors import LookupFailed, NoSuchName
 
 RESOLV_CONF = "/etc/resolv.conf"
@@ -246,8 +246,8 @@ class Cache:
     """Answers by question, at most `limit` (the least recently used goes first), each until its time is up."""
 
     def __init__(self, limit: int, seconds: Callable[[], float]) -> None:
-        self._limit, self._seconds = limit, seconds
-        self._entries: OrderedDict[tuple[str, int], tuple[float, Answer]] = OrderedDict()
+        self._seconds = seconds
+        self._entries: LruCache[tuple[str, int], tuple[float, Answer]] = LruCache(limit)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -262,16 +262,12 @@ class Cache:
         stored, answer = entry
         # `0 <=`: the reactor's clock may be set back, which must not make an answer live longer.
         if not 0 <= self._seconds() - stored < answer.ttl:
-            del self._entries[key]
+            self._entries.drop(key)
             return None
-        self._entries.move_to_end(key)
         return answer
 
     def put(self, key: tuple[str, int], answer: Answer) -> None:
-        self._entries[key] = (self._seconds(), answer)
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+        self._entries.put(key, (self._seconds(), answer))
 
 
 class _Silent:
