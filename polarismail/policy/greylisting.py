@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 
-from attrs import evolve, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from polarismail.policy.verdict import ACCEPT, Defer, Verdict
 from polarismail.values.address import Mailbox
@@ -25,7 +25,16 @@ from polarismail.values.reply import GREYLISTED, Reply
 
 def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
     for network in networks:
-        parse_network(network)
+        try:
+            parse_network(network)
+        except ValueError as problem:
+            raise ValueError(f"allow_networks: {problem}") from problem
+
+
+def _check_prefix(settings: object, attribute: Attribute[int], prefix: int) -> None:
+    longest = 32 if attribute.name == "prefix_v4" else 128
+    if not 0 <= prefix <= longest:
+        raise ValueError(f"{attribute.name}: expected 0 to {longest}, found {prefix}")
 
 
 @frozen
@@ -37,8 +46,8 @@ class GreylistSettings:
     window_seconds: float = 2 * 86400.0
     lifetime_seconds: float = 35 * 86400.0
     client_passes: int = 5  # triplets of one network that passed; 0: never allow a network by itself
-    prefix_v4: int = 24
-    prefix_v6: int = 64
+    prefix_v4: int = field(default=24, validator=_check_prefix)
+    prefix_v6: int = field(default=64, validator=_check_prefix)
     allow_networks: tuple[str, ...] = field(default=(), validator=_check_networks)  # never greylisted
     cache_entries: int = 50_000  # passed triplets in memory, and as many client networks
     refresh_seconds: float = 3600.0  # how stale the last use of a passed triplet may be on disk
