@@ -88,7 +88,7 @@ class Transaction:
     mail: bytes
     recipients: Sequence[bytes]
     verdicts: list[Reply | None] = field(init=False)
-    accepted: int = field(init=False, default=0)
+    accepted: set[int] = field(init=False, factory=set)  # places of the recipients that RCPT accepted
     answered_any: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -189,6 +189,7 @@ class SmtpClient:
         self._encoder: DotEncoder | None = None  # while content is being sent
         self.extensions: dict[str, str] = {}
         self.remote_name = ""
+        self.answers = 0  # replies that were taken, so that a transport sees progress
 
     # -- what the transport asks ---------------------------------------------------------------------------------------
 
@@ -296,6 +297,11 @@ class SmtpClient:
         assert self._encoder is not None, "nobody asked for content"
         return self._encoder.encode(octets)
 
+    @property
+    def wants_content(self) -> bool:
+        """Whether content is under way: between SendContent and `end_content`, unless the connection broke."""
+        return self._encoder is not None
+
     def end_content(self) -> bytes:
         """The end of data, to be sent behind the last piece. The verdict comes with the next reply."""
         assert self._encoder is not None, "nobody asked for content"
@@ -331,6 +337,7 @@ class SmtpClient:
             self._break(reply if reply.code == 421 else _violation("a reply to nothing"))
             return None
         step = self._expected.popleft()
+        self.answers += 1
         if reply.is_positive and reply.code // 100 not in _YES[step]:
             self._break(_violation(f"a {reply.code} to {step.name}"))
             return None
@@ -364,7 +371,7 @@ class SmtpClient:
         elif not reply.is_positive:
             transaction.verdicts[number] = transaction.verdicts[number] or _clip(reply)
         elif self._mail_accepted:
-            transaction.accepted += 1
+            transaction.accepted.add(number)
         else:
             self._break(_violation("a recipient was accepted without a sender"))
             return None

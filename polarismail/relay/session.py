@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: MIT
+"""One connection to one address of a next hop: from `connect` over any number of transactions to `quit`.
+
+RFC 5321 §4.5.3.2 (time-outs), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 6152 (8BITMIME), RFC 1870 (SIZE).
+
+Guarantees: `Session.send` fires with one reply for each recipient, whatever the next hop does; each wait has a deadline that
+dribbling octets do not move; content goes out as it is stored or not at all (what cannot be read to its end is never
+finished with a dot); large content waits while the next hop does not read. Text that came behind the 220 of STARTTLS
+breaks the connection, it is never taken for TLS's. A password is never said in plain text unless `tls="none"` was asked.
+
+Never: retries, other addresses, a fall back to plain text on its own: the caller judges (`ConnectFailed.tls_broken`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from polarismail.net.tls import client_options, describe
+from polarismail.relay.clients import (
+    ClientSettings,
+    ConnectFailed,
+    RemoteHost,
+    connect_reply,
+    local_reply,
+    where,
+)
+from polarismail.relay.transactions import (
+    CONTENT_UNREADABLE,
+    INTERNAL_PROBLEM,
+    RecipientPath,
+    plan_recipients,
+    plan_sender,
+    too_big,
+)
+from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
+from polarismail.values.reply import Reply
+from polarismail.wire.smtp_client import Broken, SendContent, SmtpClient, Step, Transaction
+
+Read = Callable[[int, int], "Deferred[bytes]"]  # (offset, octets) -> octets
+
+
+__all__ = ["ClientSettings", "ConnectFailed", "RemoteHost", "Session", "connect"]
+
+
+async def connect(
+    reactor: Any,
+    host: RemoteHost,
+    settings: ClientSettings,
+    *,
+    bind_address: str | None = None,
+    credentials: tuple[str, str] | None = None,
+    tls: str = "opportunistic",
+    verify: bool = False,
+) -> Session:
+    """Open a session that is ready for `send`.
+
+    `tls`: "none"; "opportunistic" (STARTTLS where offered, any certificate); "required" (STARTTLS or nothing); "implicit"
+    (TLS at once, port 465). `verify`: the certificate must be valid for `host.name`. `credentials`: user and password
+    for AUTH. `bind_address`: our address, the egress source. Raises ConnectFailed only.
+    """
+    six = ":" in host.address
+    endpoint = (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
+        reactor, host.address, host.port, settings.connect_seconds, (bind_address, 0) if bind_address else None
+    )
+    try:
+        session = await endpoint.connect(Factory.forProtocol(lambda: Session(reactor, host, settings)))
+        assert isinstance(session, Session)
+    except Exception as problem:
+        raise ConnectFailed(connect_reply(problem)) from problem
+    try:
+        await session.open(tls, verify, credentials)
+    except BaseException:  # a caller that does not wait any more, too
+        session.abort()
+        raise
+    return session
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class Session(Protocol):
+    """A connection that has introduced itself. One `send` at a time.
+
+    `tls` is e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384", or "". `transactions` counts those that were begun. `stale` is true when
+    a connection that had been used before was lost before it answered anything of the next transaction: nothing of it
+    can have been delivered, and a fresh connection may be tried at once.
+    """
+
+    log = Logger()
+    transport: Any
+
+    def __init__(self, reactor: Any, host: RemoteHost, settings: ClientSettings) -> None:
+        self.host = host
+        self.tls = ""
+        self.transactions = 0
+        self.stale = False
+        self._reactor, self._settings = reactor, settings
+        self._engine = SmtpClient(settings.hostname)
+        self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
+        self._content: tuple[QueuedMessage, Read] | None = None
+        self._writable: Deferred[None] | None = None
+        self._ready = self._closed = self._handshaking = self._streaming = False
+        self._allowed_for: Step | None = None
+        self._allowed_at = -1
+        self._deadline = float("inf")
+        self._timer: Any = None
+        self._timer_due = 0.0
+
+    # -- what the relay asks -------------------------------------------------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Whether `send` may be called now."""
+        return self._ready and not self._closed and self._waiter is None and self._engine.is_idle
+
+    @property
+    def remote_name(self) -> str:
+        """What the next hop calls itself in its EHLO reply."""
+        return self._engine.remote_name
+
+    @property
+    def extensions(self) -> dict[str, str]:
+        """What the last EHLO offered: keyword in upper case -> parameters."""
+        return self._engine.extensions
+
+    def describe(self) -> str:
+        """`mx.example.org[192.0.2.1]:25`."""
+        return str(self.host)
+
+    def send(self, message: QueuedMessage, recipients: Sequence[QueuedRecipient], read: Read) -> Deferred[list[Reply]]:
+        """Offer one message; fires with the final verdict for each recipient, in their order, and never fails.
+
+        `message.inline` is used where present, else `read(offset, octets)`.
+        """
+        return Deferred.fromCoroutine(self._send(message, recipients, read))
+
+    def quit(self) -> Deferred[None]:
+        """Say goodbye and close; fires when that is done, after `quit_seconds` at the latest. May be left alone."""
+        if not self.usable:
+            self.abort()
+            return succeed(None)
+        self._ready = False
+        self._engine.quit()
+        return self._wait().addBoth(lambda _: self._close())
+
+    def _close(self) -> None:
+        """Close in good order; at once where the other side does not take part."""
+        if not self._closed:
+            self.transport.loseConnection()
+            self._allow(self._settings.quit_seconds)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._ready = False
+        if not self._closed and self.transport is not None:
+            self.transport.abortConnection()
+
+    # -- the beginning -------------------------------------------------------------------------------------------------
+
+    async def open(self, tls: str, verify: bool, credentials: tuple[str, str] | None) -> None:
+        """Greeting, EHLO, STARTTLS, AUTH as asked. Raises ConnectFailed. For `connect` only."""
+        if tls == "implicit":
+            await self._handshake(verify)
+        greeting = (await self._wait()).reply
+        if not greeting.is_positive:
+            raise ConnectFailed(greeting)
+        await self._introduce()
+        if tls in ("opportunistic", "required") and "STARTTLS" in self._engine.extensions:
+            try:
+                await self._start_tls(tls, verify)
+            except ConnectFailed as problem:
+                raise ConnectFailed(problem.reply, tls_broken=True) from problem
+        elif tls == "required":
+            raise ConnectFailed(local_reply(4, 7, 0, f"TLS is required, and STARTTLS was answered: {answer}"))
+        elif tls == "required":
+            raise ConnectFailed(local_reply(4, 7, 0, "TLS is required, and the server does not offer STARTTLS"))
+        if credentials is not None:
+            if not self.tls and tls != "none":
+                raise ConnectFailed(local_reply(4, 7, 0, "No TLS: the password is not sent in plain text"))
+            await self._authenticate(*credentials)
+        self._ready = True
+
+    async def _start_tls(self, tls: str, verify: bool) -> None:
+        self._engine.starttls()
+        answer = (await self._wait()).reply
+        if answer.is_positive:
+            if not self._engine.is_clean:
+                # Believing it inside TLS would let anybody on the way speak for the server (HOSTILE 2).
+                raise ConnectFailed(local_reply(4, 7, 0, "The server sent plain text behind its 220 to STARTTLS"))
+            await self._handshake(verify)
+            self._engine.tls_started()
+            await self._introduce()
+        elif tls == "required":
+            raise ConnectFailed(local_reply(4, 7, 0, f"TLS is required, and STARTTLS was answered: {answer}"))
+
+    async def _introduce(self) -> None:
+        self._engine.ehlo()
+        answer = (await self._wait()).reply
+        if answer.is_permanent:
+            self._engine.helo()
+            answer = (await self._wait()).reply
+        if not answer.is_positive:
+            raise ConnectFailed(answer)
+
+    async def _handshake(self, verify: bool) -> None:
+        try:
+            options = client_options(self.host.name, verify, self._settings.ca_path)
+            self._handshaking = True
+            waiter: Deferred[None] = Deferred()  # fires in handshakeCompleted
+            self._waiter = waiter
+            self._allow(self._settings.handshake_seconds)
+            self.transport.startTLS(options)
+        except Exception as problem:
+            self._handshaking, self._waiter = False, None
+            self.log.failure("TLS with {host} could not begin", host=str(self.host))
+            raise ConnectFailed(local_reply(4, 7, 5, f"TLS could not begin: {type(problem).__name__}")) from problem
+        await waiter
+        self.tls = describe(self.transport)
+
+    async def _authenticate(self, user: str, password: str) -> None:
+        offered = self._engine.extensions.get("AUTH", "").upper().split()
+        engine, name, secret = self._engine, user.encode(), password.encode()
+        if "PLAIN" in offered:
+            engine.auth("PLAIN", b"\0" + name + b"\0" + secret)
+            steps: list[bytes] = []
+        elif "LOGIN" in offered:
+            engine.auth("LOGIN")
+            steps = [name, secret]
+        else:
+            raise ConnectFailed(local_reply(4, 7, 0, "The server offers neither AUTH PLAIN nor AUTH LOGIN"))
+        answer = (await self._wait()).reply
+        while answer.code == 334 and steps:
+            engine.auth_response(steps.pop(0))
+            answer = (await self._wait()).reply
+        if answer.code != 235:
+            raise ConnectFailed(
+                answer if not answer.is_positive else local_reply(4, 7, 0, f"AUTH was answered: {answer}")
+            )
+
+    # -- transactions --------------------------------------------------------------------------------------------------
+
+    async def _send(self, message: QueuedMessage, recipients: Sequence[QueuedRecipient], read: Read) -> list[Reply]:
+        verdicts: list[Reply | None] = [None] * len(recipients)
+        try:
+            await self._transact(message, recipients, read, verdicts)
+        except Exception:
+            # A defect of ours, not the next hop's: the mail waits, and the connection's state is unknown.
+            self.log.failure("{queue_id}: cannot be sent to {host}", queue_id=message.queue_id, host=str(self.host))
+            self.abort()
+        return [verdict or INTERNAL_PROBLEM for verdict in verdicts]
+
+    async def _transact(
+        self,
+        message: QueuedMessage,
+        recipients: Sequence[QueuedRecipient],
+        read: Read,
+        verdicts: list[Reply | None],
+    ) -> None:
+        extensions = self._engine.extensions
+        sender: bytes | Reply | None = too_big(message, extensions)
+        if sender is None:
+            is_ascii = message.inline.isascii() if message.inline is not None else None
+            if is_ascii is None and "8BITMIME" not in extensions:
+                is_ascii = await self._is_ascii(message, read)
+            sender = plan_sender(message, extensions, is_ascii)
+        waiting = plan_recipients(recipients, verdicts)
+        if isinstance(sender, Reply):
+            _decide_rest(verdicts, sender)
+            return
+        while waiting:
+            if not self.usable:
+                _decide_rest(verdicts, local_reply(4, 4, 2, "The connection is not usable any more"))
+                return
+            group, waiting = waiting[: self._settings.max_recipients], waiting[self._settings.max_recipients :]
+            transaction = Transaction(sender, [path.octets for path in group])
+            await self._run(transaction, message, read)
+            again: list[RecipientPath] = []
+            for place, (path, verdict) in enumerate(zip(group, transaction.verdicts, strict=True)):
+                # "Too many recipients" is about this transaction: the rest goes in another one at once
+                # (RFC 5321 §4.5.3.1.10), and as one recipient at least was accepted this ends.
+                accepted = transaction.accepted
+                if (
+                    accepted
+                    and place not in accepted
+                    and verdict
+                    and verdict.code == 452
+                    and verdict.status in _TOO_MANY
+                ):
+                    again.append(path)
+                else:
+                    verdicts[path.number] = verdict
+            if again and not self.usable:
+                _decide_rest(verdicts, local_reply(4, 5, 3, "Too many recipients for one transaction"))
+                return
+            waiting = again + waiting
+
+    async def _run(self, transaction: Transaction, message: QueuedMessage, read: Read) -> None:
+        reused, self.transactions = self.transactions > 0, self.transactions + 1
+        self._content = message, read
+        self._engine.begin(transaction)
+        try:
+            await self._wait()
+        except ConnectFailed:
+            self.stale = reused and not transaction.answered_any  # its verdicts are complete all the same
+        self._content = None
+
+    def _begin_content(self) -> None:
+        assert self._content is not None
+        message, read = self._content
+        if message.inline is not None:
+            engine = self._engine
+            self.transport.write(engine.content(message.inline) + engine.end_content())
+        else:
+            Deferred.fromCoroutine(self._stream(message, read)).addErrback(self._content_failed, message)
+
+    async def _stream(self, message: QueuedMessage, read: Read) -> None:
+        """Send stored content piece by piece, as fast as the next hop reads."""
+        self.transport.registerProducer(self, True)
+        self._streaming = True
+        try:
+            offset = 0
+            while offset < message.size:
+                self._allow(self._settings.block_seconds)
+                piece = await read(offset, min(self._settings.piece_octets, message.size - offset))
+                if not self._engine.wants_content:
+                    return  # broken meanwhile: the verdicts are given
+                if not piece:
+                    raise EOFError(f"content ends at {offset} of {message.size} octets")
+                offset += len(piece)
+                self.transport.write(self._engine.content(piece))
+                if self._writable is not None:
+                    await self._writable
+                    if not self._engine.wants_content:
+                        return
+            self.transport.write(self._engine.end_content())
+        finally:
+            self._streaming = False
+            if not self._closed:
+                self.transport.unregisterProducer()
+        self._allow_next()
+
+    def _content_failed(self, failure: Failure, message: QueuedMessage) -> None:
+        """Our own spool could not give all octets: without a final dot, nobody takes the half for the whole."""
+        self.log.failure("{queue_id}: content cannot be read", failure, queue_id=message.queue_id)
+        self._end(CONTENT_UNREADABLE)
+        self.abort()
+
+    # -- what Twisted calls --------------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        if hasattr(self.transport, "setTcpNoDelay"):
+            self.transport.setTcpNoDelay(True)
+
+    def handshakeCompleted(self) -> None:
+        if self._handshaking:
+            self._handshaking = False
+            self._settle(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._engine.receive(data)
+        self._pump()
+
+    def pauseProducing(self) -> None:
+        """The next hop does not read (IPushProducer)."""
+        if self._writable is None:
+            self._writable = Deferred()
+
+    def resumeProducing(self) -> None:
+        """The next hop reads again."""
+        waiter, self._writable = self._writable, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    def stopProducing(self) -> None:
+        """Nothing to do: connectionLost follows."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._closed = True
+        self._ready = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        handshaking, self._handshaking = self._handshaking, False
+        if handshaking:
+            what = f"{type(reason.value).__name__} {reason.value}"[:300].strip()
+            self._settle(Failure(ConnectFailed(local_reply(4, 7, 5, f"TLS handshake failed: {what}"))))
+        self._end(local_reply(4, 4, 2, f"Lost the connection {self._where()}"))
+        self.resumeProducing()
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> Deferred[Any]:
+        """Send what the engine has to say, and wait for what comes of it. Fails with ConnectFailed."""
+        waiter: Deferred[Any] = Deferred()
+        self._waiter = waiter
+        if self._closed:
+            self._end(local_reply(4, 4, 2, "The connection is closed"))
+        else:
+            self._pump()
+        return waiter
+
+    def _pump(self) -> None:
+        """Take events, write output, move the deadline."""
+        if self._handshaking:
+            return
+        while (event := self._engine.next_event()) is not None:
+            if isinstance(event, SendContent):
+                self._begin_content()
+            elif isinstance(event, Broken):
+                self._end(event.reply)
+                self.abort()
+            else:
+                # Goes on with whoever waits, at once: the next command may be said before this returns.
+                self._settle(event)
+        out = self._engine.output()
+        if out:
+            self.transport.write(out)
+        if not self._streaming:
+            self._allow_next()
+
+    def _settle(self, result: Any) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(result)
+
+    def _end(self, reply: Reply) -> None:
+        """The connection is of no use any more; `reply` says why, unless something said so before."""
+        self._ready = False
+        self._settle(Failure(ConnectFailed(self._engine.lost(reply).reply)))
+
+    async def _is_ascii(self, message: QueuedMessage, read: Read) -> bool:
+        """Look at stored content, for a next hop without 8BITMIME only."""
+        offset = 0
+        while offset < message.size:
+            piece = await read(offset, self._settings.piece_octets)
+            if not piece:
+                raise EOFError(f"content ends at {offset} of {message.size} octets")
+            if not piece.isascii():
+                return False
+            offset += len(piece)
+        return True
+
+    def _where(self) -> str:
+        return "while sending the content" if self._streaming else where(self._engine.expects)
+
+    # -- deadlines -----------------------------------------------------------------------------------------------------
+
+    def _allow_next(self) -> None:
+        """The next reply's time begins when the one before it has come; octets of half a reply move nothing."""
+        step = self._engine.expects
+        if step is not self._allowed_for or self._engine.answers != self._allowed_at:
+            self._allowed_for, self._allowed_at = step, self._engine.answers
+            self._allow(self._settings.seconds_for(step) if step is not None else float("inf"))
+
+    def _allow(self, seconds: float) -> None:
+        self._deadline = due = monotonic() + seconds
+        if self._closed or seconds == float("inf"):
+            return
+        # One timer that looks again when it fires: re-arming it for each reply would cost more than the reply.
+        if self._timer is None:
+            self._timer, self._timer_due = self._reactor.callLater(seconds, self._look), due
+        elif due < self._timer_due:
+            self._timer.reset(seconds)
+            self._timer_due = due
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._deadline - monotonic()
+        if left > 0:
+            if left != float("inf"):
+                self._timer, self._timer_due = self._reactor.callLater(left, self._look), self._deadline
+            return
+        if self._handshaking:
+            self._handshaking = False
+            self._settle(Failure(ConnectFailed(local_reply(4, 7, 5, "TLS handshake timed out"))))
+        self._end(local_reply(4, 4, 2, f"Timed out {self._where()}"))
+        self.abort()
+
+
+# A 452 with one of these speaks of the transaction, not of the recipient.
+_TOO_MANY = (None, (4, 5, 3))
+
+
+def _decide_rest(verdicts: list[Reply | None], reply: Reply) -> None:
+    verdicts[:] = [verdict or reply for verdict in verdicts]
