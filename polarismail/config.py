@@ -22,6 +22,7 @@ from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.serve.reception import ReceptionSettings
+from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, ConfigError
@@ -82,6 +83,14 @@ def _default_listeners() -> tuple[Listener, ...]:
 
 
 @frozen
+class AuthSettings:
+    """`[auth]`: logins."""
+
+    passwords: PasswordSettings = field(factory=PasswordSettings)
+    logins: LoginCacheSettings = field(factory=LoginCacheSettings)
+
+
+@frozen
 class Config:
     """Everything the service is told, frozen; each attribute is a key or a table of the file."""
 
@@ -95,8 +104,8 @@ class Config:
     transport: TransportSettings = field(factory=TransportSettings)
     reception: ReceptionSettings = field(factory=ReceptionSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
-    passwords: PasswordSettings = field(factory=PasswordSettings)
-    login_cache: LoginCacheSettings = field(factory=LoginCacheSettings)
+    auth: AuthSettings = field(factory=AuthSettings)
+    directory: DirectorySettings = field(factory=DirectorySettings)
     maildrop: MaildropSettings = field(factory=MaildropSettings)
     dns: ResolverSettings = field(factory=ResolverSettings)
 

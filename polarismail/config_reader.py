@@ -6,8 +6,8 @@ A key is a field of the class, its default is the field's, its type is the field
 of TOML: what their own validators raise (ValueError, TypeError) is reported under the table they guard, or under one
 key of it where the text starts with `key: `.
 
-Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], tuple[X, Y],
-dict[str, X] and attrs classes.
+Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], tuple[str, int]
+(an address and a port, written "192.0.2.1:53"), dict[str, X] and attrs classes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import attrs
 
 FilePath = Annotated[str, "path"]
 """A path; read relative to the directory of the configuration file. "" means none."""
+
+HostPort = tuple[str, int]
 
 T = TypeVar("T")
 _MISSING = object()
@@ -99,8 +101,8 @@ def expected(hint: Any) -> str:
         return "one of " + ", ".join(f'"{choice}"' for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(expected(argument) for argument in arguments if argument is not type(None))
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"[{', '.join(expected(argument) for argument in arguments)}]"
+    if hint == HostPort:
+        return 'a string as "192.0.2.1:53" or "[2001:db8::1]:53"'
     if origin is tuple:
         return f"a list, each {expected(arguments[0])}"
     if origin is dict:
@@ -116,15 +118,15 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     if origin in (Union, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return _read_value(inner, value, reading, where)
+    if hint == HostPort:
+        host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        fits = colon and port.isdecimal() and int(port) <= 65535 and (":" not in host or host[:1] + host[-1:] == "[]")
+        return (
+            (host.strip("[]"), int(port))
+            if fits
+            else reading.complain(where, f"expected {expected(hint)}, found {_show(value)}")
+        )
     if origin is tuple and isinstance(value, list):
-        if arguments[-1] is not Ellipsis and len(arguments) == len(value):
-            pieces = [
-                _read_value(*pair, reading, f"{where}[{at}]")
-                for at, pair in enumerate(zip(arguments, value, strict=True))
-            ]
-            return _MISSING if _MISSING in pieces else tuple(pieces)
-        if arguments[-1] is not Ellipsis:
-            return reading.complain(where, f"expected {expected(hint)}, found {len(value)} items")
         read = [_read_value(arguments[0], item, reading, f"{where}[{at}]") for at, item in enumerate(value)]
         return _MISSING if _MISSING in read else tuple(read)
     if origin is dict and isinstance(value, dict):

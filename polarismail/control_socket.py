@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: MIT
+"""The control socket: JSON lines over a UNIX socket that only the server's user (or its group) can open, all of it bounded.
+
+One request a line, `{"operation": "queue_show", "arguments": {"queue_id": "..."}}`; one answer a line, `{"result": ...}` or
+`{"error": text, "kind": "refused" | "unavailable" | "failed"}`. Requests of one connection are answered in order, one at
+a time. What may be asked is `control.OPERATIONS`, and nothing else: a name from the socket never reaches getattr.
+
+Guarantees: a request is at most 256 KB, an answer at most 16 MB, connections at most 32, each idle for at most 300 s; the
+socket has mode 0600 (0660 with `control.group_access`) from the moment that it exists.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+
+from polarismail.control import Control, do_operation
+from polarismail.values.errors import ControlError, Unavailable
+
+MAX_REQUEST_OCTETS = 256 * 1024
+MAX_ANSWER_OCTETS = 16 * 1024 * 1024
+MAX_CONNECTIONS = 32
+IDLE_SECONDS = 300.0
+_BACKLOG = 16
+
+
+class NoServer(Exception):
+    """Nobody answers at the socket: no server runs here."""
+
+
+class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
+    """One operator's connection."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_REQUEST_OCTETS
+    log = Logger()
+    factory: ControlFactory
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._busy = False
+        self._gone = False
+
+    def connectionMade(self) -> None:
+        """Refuse it when there are too many."""
+        self.factory.open.add(self)
+        if len(self.factory.open) > MAX_CONNECTIONS:
+            self._answer({"error": "too many connections to the control socket", "kind": "unavailable"})
+            self._close()
+            return
+        self.callLater = self.factory.reactor.callLater  # type: ignore[method-assign]  # TimeoutMixin's way in
+        self.setTimeout(IDLE_SECONDS)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Forget it; an operation that runs goes on to its end."""
+        self._gone = True
+        self.setTimeout(None)
+        self.factory.open.discard(self)
+
+    def timeoutConnection(self) -> None:
+        """Idle for too long; while an operation runs the client is not idle."""
+        if self._busy:
+            self.setTimeout(IDLE_SECONDS)
+        else:
+            self._close()
+
+    def lineReceived(self, line: bytes) -> None:
+        """Queue one request; reading stops while one is being answered."""
+        self._waiting.append(line)
+        if not self._busy:
+            self._busy = True
+            self._pause()
+            self._next()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """The stream cannot be read any further."""
+        self._answer({"error": f"a request has at most {MAX_REQUEST_OCTETS} octets", "kind": "refused"})
+        self._close()
+
+    def _next(self) -> None:
+        # A loop over the reactor, so that many requests in one segment are no recursion.
+        line = self._waiting.pop(0)
+        self.resetTimeout()
+        done: Deferred[Any] = maybeDeferred(self._do, line)
+        done.addCallbacks(lambda result: {"result": result}, self._failed)
+        done.addCallback(self._answer).addErrback(self._unexpected)
+        done.addCallback(lambda _: self._go_on())
+
+    def _go_on(self) -> None:
+        if self._gone:
+            return
+        if self._waiting:
+            self.factory.reactor.callLater(0, self._next)
+        else:
+            self._busy = False
+            self._resume()
+
+    def _do(self, line: bytes) -> Any:
+        try:
+            request = json.loads(line)
+            name, arguments = request["operation"], request.get("arguments", {})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+            raise ControlError('a request is {"operation": name, "arguments": {...}}') from problem
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ControlError('a request is {"operation": name, "arguments": {...}}')
+        return Deferred.fromCoroutine(do_operation(self.factory.control, name, arguments))
+
+    def _failed(self, failure: Failure) -> dict[str, Any]:
+        if failure.check(ControlError) is not None:
+            return {"error": str(failure.value), "kind": "refused"}
+        if failure.check(Unavailable) is not None:
+            return {"error": str(failure.value), "kind": "unavailable"}
+        self.log.failure("an operation of the control socket failed", failure)
+        return {"error": "unexpected failure, see the log", "kind": "failed"}
+
+    def _unexpected(self, failure: Failure) -> None:
+        self.log.failure("an answer of the control socket could not be sent", failure)
+        self._close()
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        octets = json.dumps(answer).encode("ascii")
+        if len(octets) > MAX_ANSWER_OCTETS:
+            octets = b'{"error": "the answer is too long: ask for less at a time", "kind": "refused"}'
+        if not self._gone:
+            self.sendLine(octets)
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def _pause(self) -> None:
+        if self.transport is not None:
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def _resume(self) -> None:
+        if self.transport is not None:
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+
+
+class ControlFactory(Factory):
+    """Connections to one Control."""
+
+    protocol = ControlProtocol  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(self, control: Control, reactor: Any) -> None:
+        self.control, self.reactor = control, reactor
+        self.open: set[ControlProtocol] = set()
+
+
+class ControlServer:
+    """The listening side. A socket file that a killed server left behind is replaced; a live server's is not."""
+
+    def __init__(self, reactor: Any, path: str, control: Control, *, group_access: bool = False) -> None:
+        self._reactor, self.path = reactor, path
+        self._mode = 0o660 if group_access else 0o600
+        self.factory = ControlFactory(control, reactor)
+        self._port: IListeningPort | None = None
+
+    def start(self) -> None:
+        """Listen. Raises OSError, EADDRINUSE when another server answers there."""
+        self._remove_stale()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The mode must hold from the first moment, not from a chmod on; nothing else makes files while this runs.
+        before = os.umask(0o777 & ~self._mode)
+        try:
+            listening.bind(self.path)
+        finally:
+            os.umask(before)
+        try:
+            listening.listen(_BACKLOG)
+            listening.setblocking(False)
+            self._port = self._reactor.adoptStreamPort(listening.fileno(), socket.AF_UNIX, self.factory)
+        finally:
+            listening.close()  # the reactor has a descriptor of its own
+
+    def stop(self) -> Deferred[None]:
+        """Stop listening, remove the socket file, drop the connections."""
+        port, self._port = self._port, None
+        if port is None:
+            return succeed(None)
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass  # somebody cleaned up before us, which is as good
+        for protocol in list(self.factory.open):
+            protocol._close()
+        stopped: Deferred[None] = maybeDeferred(port.stopListening)  # type: ignore[arg-type]
+        return stopped
+
+    def _remove_stale(self) -> None:
+        try:
+            ControlClient(self.path, timeout_seconds=2.0).close()
+        except NoServer:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass  # the usual case: there was none
+        else:
+            raise OSError(errno.EADDRINUSE, "another server answers at the control socket", self.path)
+
+
+class ControlClient:
+    """The asking side, for commands: blocking. Raises NoServer when nobody answers, PermissionError when we may not ask."""
+
+    def __init__(self, path: str, *, timeout_seconds: float = 120.0) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_seconds)
+        try:
+            self._socket.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as problem:
+            self._socket.close()
+            raise NoServer(path) from problem
+        except OSError:
+            self._socket.close()
+            raise
+        self._lines = self._socket.makefile("rb")
+
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """Ask for one operation. Raises ControlError as the server did, and Unavailable, also when it does not answer."""
+        request = json.dumps({"operation": operation, "arguments": arguments}).encode("ascii") + b"\n"
+        if len(request) > MAX_REQUEST_OCTETS:
+            raise ControlError("the request is too long: ask for less at a time")
+        try:
+            self._socket.sendall(request)
+            line = self._lines.readline(MAX_ANSWER_OCTETS + 64)
+        except OSError as problem:
+            raise Unavailable(f"the server does not answer at its control socket: {problem}") from problem
+        if not line.endswith(b"\n"):
+            raise Unavailable("the server closed the control socket before it answered")
+        answer = json.loads(line)
+        if "result" in answer:
+            return answer["result"]
+        raise (ControlError if answer.get("kind") == "refused" else Unavailable)(answer.get("error", "no answer"))
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._lines.close()
+        self._socket.close()
