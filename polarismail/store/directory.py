@@ -3,8 +3,8 @@
 
 Guarantees: what is cached is dropped when the generation in the database has moved, which is looked at every
 `poll_seconds`, so that a change by anybody shows within a second; a database that does not answer is Unavailable, never
-"unknown", and after `stale_seconds` of silence the caches are not believed any more; all caches are bounded, those of
-"no such address" as well; foreign addresses cost one entry for each domain.
+"unknown", and after `stale_seconds` of silence the caches are not believed any more (`generation` is -1 then); all
+caches are bounded, those of "no such address" as well; foreign addresses cost one entry for each domain.
 What addresses mean is in `store/addresses.py`; changes are in `store/directory_admin.py`.
 """
 
@@ -99,7 +99,7 @@ class Directory:
         """Watch no more. Idempotent."""
         if self._poll.running:
             self._poll.stop()
-        self._trusted = False
+        self._distrust()
 
     # -- IDirectory --------------------------------------------------------------------------------------------------
 
@@ -183,7 +183,11 @@ class Directory:
     def _missed(self, failure: Failure) -> None:
         if self._trusted and monotonic() - self._answered >= self.settings.stale_seconds:
             self.log.error("the directory's database does not answer: {problem}", problem=failure.getErrorMessage())
-            self._trusted = False
+            self._distrust()
+
+    def _distrust(self) -> None:
+        # Without a generation, others who compare it (the verified logins) ask as well.
+        self._trusted, self.generation = False, -1
 
     def _poll_failed(self, failure: Failure) -> None:
         self.log.failure("watching the directory failed", failure)
