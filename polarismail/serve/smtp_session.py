@@ -21,8 +21,8 @@ from twisted.logger import Logger
 from twisted.mail.interfaces import IMessageDelivery
 from twisted.python.failure import Failure
 
-from polarismail.auth.checker import PlainCredentials
 from polarismail.auth.interfaces import IReception
+from polarismail.auth.portal import credentials_for
 from polarismail.net import tls
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import Connection
@@ -283,6 +283,8 @@ class SmtpSession:
         if options is None:
             return self._answer(replies.TLS_UNAVAILABLE)
         self._connection.send(self._engine.answer(replies.READY_FOR_TLS))
+        if self._engine.out_of_step:
+            return None  # octets behind the command: the next event refuses them and ends the session
         self._connection.start_tls(options)
         # RFC 3207 §4.2: what was said in clear is forgotten, by the engine and here.
         self._engine.tls_started()
@@ -308,9 +310,13 @@ class SmtpSession:
             return None
         self._exchange = None
         if isinstance(outcome, sasl.Malformed):
-            return self._answer(replies.BAD_BASE64 if outcome is None else Reply(501, (5, 5, 2), outcome.reason))
-        credentials = PlainCredentials(outcome.authcid, outcome.password, outcome.authzid)
-        d = self._context.portal.login(credentials, None, IReception, IMessageDelivery)
+            return self._answer(Reply(501, (5, 5, 2), outcome.reason))
+        portal = self._context.portal
+        try:
+            credentials = credentials_for(portal, outcome.authcid, outcome.password.encode(), outcome.authzid)
+        except UnauthorizedLogin:
+            return self._login_failed(Failure(), outcome.authcid)
+        d = portal.login(credentials, None, IReception, IMessageDelivery)
         d.addCallbacks(self._logged_in, self._login_failed, (), {}, (outcome.authcid,), {})
         return d
 

@@ -161,6 +161,6 @@ def test_tls_versions_below_1_2_are_refused(shared_server: Server) -> None:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with pytest.warns(DeprecationWarning):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection(("127.0.0.1", shared_server.ports["submissions"]), 10) as raw:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            context.wrap_socket(raw, server_hostname="localhost")
+    raw = socket.create_connection(("127.0.0.1", shared_server.ports["submissions"]), 10)
+    with raw, pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(raw, server_hostname="localhost")

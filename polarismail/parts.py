@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""The parts of one server, made and joined, started left to right and stopped right to left.
+
+Everything that another process, a file or the network could hold up is started here and awaited, so that a listener is
+served only when all of it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.defer import maybeDeferred
+from twisted.logger import Logger
+
+from polarismail.auth.logins import VerifiedLogins
+from polarismail.auth.passwords import Passwords
+from polarismail.auth.portal import build_portal
+from polarismail.config import Config
+from polarismail.control import Control
+from polarismail.control_socket import ControlServer
+from polarismail.net.limits import ConnectionCounter
+from polarismail.net.listeners import Listener
+from polarismail.net.resolver import Resolver
+from polarismail.net.tls import CertificateStore
+from polarismail.relay.greylisting import Greylist
+from polarismail.relay.local import LocalDelivery
+from polarismail.relay.manager import RelayManager
+from polarismail.serve.pop3 import MaildropDoor, Pop3Factory
+from polarismail.serve.reception import Desk, Reception
+from polarismail.store.database import COUNTERS, Database
+from polarismail.store.directory import Directory
+from polarismail.store.interfaces import Account
+from polarismail.store.spool import Spool
+from polarismail.telemetry import EventLog
+from polarismail.wire.smtp_server import ServerSettings, submission_settings
+
+
+class Parts:
+    """Made with nothing opened; `start` opens, `factory` serves, `stop` ends. One instance is one server."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        reactor: Any,
+        now: Callable[[], float],
+        telemetry: EventLog,
+        certificates: CertificateStore | None,
+        random: Any,
+    ) -> None:
+        self.config, self._reactor, self._now = config, reactor, now
+        self._telemetry, self._certificates = telemetry, certificates
+        record_event = telemetry.record_event
+        self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
+        self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
+        self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
+        self.directory = Directory(self.database, reactor, config.directory)
+        self.greylist = Greylist(self.counters, reactor, config.greylisting, now=now)
+        self.passwords = Passwords(reactor, config.auth.passwords)
+        self.resolver = Resolver(reactor, config.dns)
+        self.local = LocalDelivery(
+            reactor,
+            self.spool.read,
+            self.directory,
+            hostname=config.hostname,
+            mail_root=config.paths.mail,
+            record_event=record_event,
+            now=now,
+        )
+        self.manager = RelayManager(
+            reactor,
+            self.spool,
+            self.resolver,
+            self.local,
+            config.relay,
+            hostname=config.hostname,
+            directory=self.directory,
+            record_event=record_event,
+            now=now,
+            random=random,
+        )
+        self.desk = Desk(
+            hostname=config.hostname,
+            spool=self.spool,
+            directory=self.directory,
+            accepted=self.manager.accepted,
+            record_event=record_event,
+            now=now,
+            check_greylist=self.greylist.check,
+            settings=config.reception,
+        )
+        self.portal = build_portal(
+            self.directory,
+            self.passwords,
+            VerifiedLogins(config.auth.logins),
+            lambda account, mind: Reception(self.desk, account),
+            self._open_door,
+        )
+        self.control = Control(
+            database=self.database,
+            spool=self.spool,
+            directory=self.directory,
+            passwords=self.passwords,
+            config=config,
+            telemetry=telemetry,
+            greylist=self.greylist,
+            manager=self.manager,
+            now=now,
+        )
+        self.control_server = ControlServer(self.control, config.paths.control_socket, reactor, config.control)
+        self._counters = {"smtp": ConnectionCounter(config.connections), "pop3": ConnectionCounter(config.connections)}
+        self._factories: list[Any] = []
+        self._started: list[Any] = []
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open databases, spool and threads; begin to relay. What was started is stopped again when one part fails."""
+        order = (
+            self.database,
+            self.counters,
+            self.spool,
+            self.passwords,
+            self.directory,
+            self.greylist,
+            self.manager,
+            self.control_server,
+        )
+        try:
+            for part in order:
+                await maybeDeferred(getattr(part, "startService", None) or part.start)
+                self._started.append(part)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop what was started, last first. A part that fails to stop is logged and the rest goes on."""
+        while self._started:
+            part = self._started.pop()
+            try:
+                await maybeDeferred(getattr(part, "stopService", None) or part.stop)
+                if part is self.manager:
+                    await self.local.stop()
+            except Exception:
+                self.log.failure("{part} did not stop", part=type(part).__name__)
+
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    def factory(self, listener: Listener) -> Any:
+        """What to serve a listener with."""
+        made = self._pop3(listener) if listener.protocol == "pop3" else self._smtp(listener)
+        self._factories.append(made)
+        return made if listener.tls != "implicit" else self._inside_tls(made)
+
+    def _smtp(self, listener: Listener) -> Any:
+        # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
+        from polarismail.serve.smtp import ESMTPFactory
+
+        return ESMTPFactory(
+            self.portal,
+            listener=listener,
+            hostname=self.config.hostname,
+            reactor=self._reactor,
+            tls_options=self._tls_options,
+            record_event=self._telemetry.record_event,
+            settings=self._engine_settings(listener),
+            session_settings=self.config.session,
+            transport_settings=self.config.transport,
+            counter=self._counters["smtp"],
+        )
+
+    def _engine_settings(self, listener: Listener) -> ServerSettings:
+        settings = evolve(self.config.smtp, hostname=self.config.hostname)
+        if listener.role != "submission":
+            return settings
+        strict = submission_settings()
+        return evolve(
+            settings,
+            require_auth=strict.require_auth,
+            bare_line_ends=strict.bare_line_ends,
+            max_text_line_octets=strict.max_text_line_octets,
+        )
+
+    def _pop3(self, listener: Listener) -> Any:
+        return Pop3Factory(
+            self.portal,
+            listener=listener,
+            hostname=self.config.hostname,
+            reactor=self._reactor,
+            tls_options=self._tls_options,
+            record_event=self._telemetry.record_event,
+            counter=self._counters["pop3"],
+        )
+
+    def _inside_tls(self, factory: Any) -> Any:
+        from twisted.protocols.tls import TLSMemoryBIOFactory
+
+        return TLSMemoryBIOFactory(self._certificates, False, factory)
+
+    def _tls_options(self) -> CertificateStore | None:
+        return self._certificates
+
+    def _open_door(self, account: Account, mind: Any) -> MaildropDoor:
+        return MaildropDoor(account)
+
+    @property
+    def sessions(self) -> int:
+        """Connections that are open now, over all listeners."""
+        return sum(counter.total for counter in self._counters.values())
+
+    def shut_down_sessions(self) -> None:
+        """Tell every client that waits for nothing to come back later; the others after their reply."""
+        for factory in self._factories:
+            factory.shut_down()
+
+    def drop_sessions(self) -> None:
+        """Cut what is still open."""
+        for factory in self._factories:
+            for connection in list(factory.connections):
+                connection.transport.abortConnection()
+
+    # -- reload ------------------------------------------------------------------------------------------------------
+
+    def reconfigure(self, config: Config) -> None:
+        """Take what may change while running; new connections and new attempts see it."""
+        self.config = config
