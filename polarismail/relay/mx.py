@@ -22,7 +22,7 @@ from typing import Protocol
 from attrs import frozen
 from twisted.internet.defer import Deferred, gatherResults
 
-from polarismail.relay.session import RemoteHost
+from polarismail.relay.clients import RemoteHost
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, LookupFailed, NoSuchName
 from polarismail.values.reply import Reply

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
+from polarismail.relay.clients import RemoteHost
 from polarismail.relay.mx import (
     Exchanger,
     Lookup,
@@ -25,7 +26,6 @@ from polarismail.relay.mx import (
     is_public,
     order_addresses,
 )
-from polarismail.relay.session import RemoteHost
 from polarismail.values.address import literal_address, parse_domain
 from polarismail.values.errors import BadAddress, LookupFailed, NoSuchName
 from polarismail.values.reply import Reply
@@ -94,7 +94,7 @@ class Router:
     async def find(self, next_hop: str) -> Destination | Reply:
         """The destination for a domain in A-labels or an address literal; or the reply for all mail that goes there."""
         settings, domain = self.settings, next_hop.lower().rstrip(".")
-        smarthost = settings.domains[domain] if domain in settings.domains else settings.smarthost
+        smarthost = settings.domains.get(domain, settings.smarthost)
         if smarthost is not None:
             return await self._find_smarthost(smarthost)
         if next_hop[:1] == "[":

@@ -141,11 +141,13 @@ def test_private_targets_are_refused_unless_allowed() -> None:
     assert find(mixed, settings=MxSettings()) == (Exchanger(10, "mx.example", ("8.8.8.8",)),)
 
 
-@pytest.mark.parametrize(
-    "address",
-    "127.0.0.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 240.0.0.1 255.255.255.255 "
-    ":: ::1 fe80::1 fc00::1 ff02::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 64:ff9b::7f00:1 64:ff9b::a00:1 2002:7f00:1::".split(),
-)
+PRIVATE = """
+127.0.0.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 240.0.0.1 255.255.255.255
+:: ::1 fe80::1 fc00::1 ff02::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 64:ff9b::7f00:1 64:ff9b::a00:1 2002:7f00:1::
+"""
+
+
+@pytest.mark.parametrize("address", PRIVATE.split())
 def test_not_public(address: str) -> None:
     assert not is_public(address)
 
