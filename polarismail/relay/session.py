@@ -179,8 +179,6 @@ class Session(Protocol):
             except ConnectFailed as problem:
                 raise ConnectFailed(problem.reply, tls_broken=True) from problem
         elif tls == "required":
-            raise ConnectFailed(local_reply(4, 7, 0, f"TLS is required, and STARTTLS was answered: {answer}"))
-        elif tls == "required":
             raise ConnectFailed(local_reply(4, 7, 0, "TLS is required, and the server does not offer STARTTLS"))
         if credentials is not None:
             if not self.tls and tls != "none":
@@ -297,9 +295,6 @@ class Session(Protocol):
                     again.append(path)
                 else:
                     verdicts[path.number] = verdict
-            if again and not self.usable:
-                _decide_rest(verdicts, local_reply(4, 5, 3, "Too many recipients for one transaction"))
-                return
             waiting = again + waiting
 
     async def _run(self, transaction: Transaction, message: QueuedMessage, read: Read) -> None:
@@ -330,22 +325,26 @@ class Session(Protocol):
             while offset < message.size:
                 self._allow(self._settings.block_seconds)
                 piece = await read(offset, min(self._settings.piece_octets, message.size - offset))
-                if not self._engine.wants_content:
-                    return  # broken meanwhile: the verdicts are given
                 if not piece:
                     raise EOFError(f"content ends at {offset} of {message.size} octets")
                 offset += len(piece)
-                self.transport.write(self._engine.content(piece))
-                if self._writable is not None:
-                    await self._writable
-                    if not self._engine.wants_content:
-                        return
+                if not await self._write_piece(piece):
+                    return  # broken meanwhile: the verdicts are given
             self.transport.write(self._engine.end_content())
         finally:
             self._streaming = False
             if not self._closed:
                 self.transport.unregisterProducer()
         self._allow_next()
+
+    async def _write_piece(self, piece: bytes) -> bool:
+        """Write one piece, and wait until the next hop has room for more; False when it does not want it any more."""
+        if not self._engine.wants_content:
+            return False
+        self.transport.write(self._engine.content(piece))
+        while self._writable is not None:
+            await self._writable
+        return self._engine.expects is Step.CONTENT
 
     def _content_failed(self, failure: Failure, message: QueuedMessage) -> None:
         """Our own spool could not give all octets: without a final dot, nobody takes the half for the whole."""
