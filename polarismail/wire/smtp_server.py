@@ -12,18 +12,16 @@ RFC 5321, RFC 1870, RFC 2034, RFC 2920, RFC 3207, RFC 4954, RFC 6152; HOSTILE F1
 
 from __future__ import annotations
 
-import enum
 import re
 from binascii import b2a_base64
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
-from attrs import frozen
-
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.content import ContentReader
+from polarismail.wire.framing import LineProblem, LineReader
 from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
@@ -43,6 +41,7 @@ from polarismail.wire.smtp_events import (
     Vrfy,
 )
 from polarismail.wire.smtp_grammar import decode_base64, parse_auth, parse_hello, parse_mail, parse_rcpt, printable
+from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State, submission_settings
 
 __all__ = [
     "LEGAL",
@@ -65,40 +64,9 @@ __all__ = [
     "StartTls",
     "State",
     "Vrfy",
+    "submission_settings",
 ]
 
-
-class State(enum.Enum):
-    """Where a session stands (RFC 5321 §4.1.4)."""
-
-    CONNECTED = "the banner is not sent yet"
-    GREETED = "no EHLO or HELO yet"
-    READY = "no mail transaction"
-    MAIL = "a reverse-path, no recipient"
-    RCPT = "at least one recipient"
-    CONTENT = "reading content"
-    AUTH = "a challenge is out"
-    TLS = "STARTTLS was answered with 220"
-    CLOSED = "nothing more is read"
-
-
-_COMMANDS = frozenset({State.GREETED, State.READY, State.MAIL, State.RCPT})
-
-LEGAL: dict[str, frozenset[State]] = {
-    "EHLO": _COMMANDS,
-    "HELO": _COMMANDS,
-    "MAIL": frozenset({State.READY}),
-    "RCPT": frozenset({State.MAIL, State.RCPT}),
-    "DATA": frozenset({State.RCPT}),
-    "RSET": _COMMANDS,
-    "NOOP": _COMMANDS,
-    "VRFY": _COMMANDS,
-    "HELP": _COMMANDS,
-    "QUIT": _COMMANDS,
-    "STARTTLS": frozenset({State.READY}),
-    "AUTH": frozenset({State.READY}),
-}
-"""Which command is legal when; anything else is 503 and changes nothing (HOSTILE F8)."""
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
 _LAST_OF_ITS_GROUP = frozenset({"EHLO", "HELO", "DATA", "STARTTLS"})
@@ -106,49 +74,9 @@ _NOT_IMPLEMENTED = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "A
 _OTHER_PROTOCOLS = frozenset({"GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "PRI"})
 _HEADER_FIELD = re.compile(r"(?!MAIL|RCPT)[A-Z][A-Z0-9-]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_TLS_HANDSHAKE = 0x16
-_LF, _CR = 0x0A, 0x0D
 
 _OUT_OF_STEP = Refused(replies.OUT_OF_STEP, closes=True)
 _DATA, _RSET, _NOOP, _QUIT, _STARTTLS = Data(), Rset(), Noop(), Quit(), StartTls()
-
-
-@frozen
-class ServerSettings:
-    """What one listener's engine allows (HOSTILE section 0). Lines are counted with their CRLF, text lines without."""
-
-    hostname: str = "localhost"
-    max_message_octets: int = 52428800
-    max_discarded_octets: int = 52428800  # how much beyond that is read, and thrown away, to find the end of data
-    max_recipients: int = 1000
-    max_null_path_recipients: int = 5  # a DSN has one recipient (HOSTILE section 5)
-    require_auth: bool = False
-    bare_line_ends: Literal["normalise", "refuse"] = "normalise"
-    max_text_line_octets: int = 65536
-    max_command_octets: int = 2048
-    max_auth_octets: int = 12288
-    max_discarded_line_octets: int = 65536
-    max_header_octets: int = 102400
-    max_header_lines: int = 1000
-    offers_pipelining: bool = True
-    offers_dsn: bool = False
-    offers_smtputf8: bool = False
-
-    @property
-    def extensions(self) -> frozenset[str]:
-        """Parameters that MAIL and RCPT may carry beyond SIZE, BODY and AUTH."""
-        return _extensions(self.offers_dsn, self.offers_smtputf8)
-
-
-@lru_cache(maxsize=4)
-def _extensions(dsn: bool, smtputf8: bool) -> frozenset[str]:
-    return frozenset(name for name, offered in (("DSN", dsn), ("SMTPUTF8", smtputf8)) if offered)
-
-
-def submission_settings(hostname: str = "localhost", **others: Any) -> ServerSettings:
-    """The defaults of a submission listener: a login is needed, and content must keep the rules (HOSTILE 0, F1)."""
-    strict: dict[str, Any] = {"require_auth": True, "bare_line_ends": "refuse", "max_text_line_octets": 998}
-    return ServerSettings(hostname=hostname, **{**strict, **others})
 
 
 class SmtpServer:
@@ -177,9 +105,12 @@ class SmtpServer:
         self._tls_available = tls_available
         self._auth_mechanisms = auth_mechanisms
         self._extensions = settings.extensions
-        self._buffer = b""
-        self._offset = 0
-        self._skipped = 0  # octets of an over-long line that are gone already
+        self._lines = LineReader(
+            settings.max_command_octets,
+            long_prefix=b"AUTH ",
+            max_long_octets=settings.max_auth_octets,
+            max_discarded_octets=settings.max_discarded_line_octets,
+        )
         self._owed: Event | Literal["banner"] | None = "banner"
         self._next: Event | None = None  # decided already
         self._content: ContentReader | None = None
@@ -191,12 +122,12 @@ class SmtpServer:
     @property
     def buffered(self) -> int:
         """Octets that wait to be read by `next_event`."""
-        return len(self._buffer) - self._offset
+        return len(self._lines)
 
     @property
     def awaiting_command(self) -> bool:
         """Nothing is owed, no content or exchange is under way: the client may be told goodbye (RFC 5321 §3.8)."""
-        return self._owed is None and self.state in _COMMANDS
+        return self._owed is None and self._next is None and self.state in COMMAND_STATES
 
     @property
     def content_octets(self) -> int:
@@ -206,8 +137,7 @@ class SmtpServer:
     def receive(self, octets: bytes) -> None:
         """Append to what waits. Nothing is parsed."""
         if self.state is not State.CLOSED:
-            self._buffer = self._buffer[self._offset :] + octets if self._offset < len(self._buffer) else octets
-            self._offset = 0
+            self._lines.receive(octets)
 
     def next_event(self) -> Event | None:
         """What the client did next; None when more octets are needed, or the session is over."""
@@ -269,11 +199,11 @@ class SmtpServer:
 
     def tls_started(self) -> None:
         """TLS begins: back to the state before EHLO, everything forgotten (RFC 3207 §4.2)."""
-        if self.buffered:
+        if self._lines:
             # In clear, behind STARTTLS: dropped, and the connection with it (HOSTILE section 2).
             self.out_of_step = True
             self._next = _OUT_OF_STEP
-        self._buffer, self._offset, self._skipped = b"", 0, 0
+        self._lines.drop()
         self.tls_active, self.authenticated = True, False
         self.state = State.GREETED
         self._forget_transaction()
@@ -283,14 +213,13 @@ class SmtpServer:
     def _read_content(self) -> Event | None:
         reader = self._content
         assert reader is not None
-        octets = self._buffer[self._offset :] if self._offset else self._buffer
+        octets = self._lines.take()
         if not octets:
             return None
-        self._buffer, self._offset = b"", 0
         piece = reader.receive(octets)
         limit = self.settings.max_message_octets + self.settings.max_discarded_octets
         if reader.rest is not None:
-            self._buffer = reader.rest
+            self._lines.receive(reader.rest)
             end = EndOfData(reader.size, reader.bare, reader.problem)
         elif reader.received > limit:
             end = EndOfData(reader.size, reader.bare, reader.problem or replies.TOO_BIG, closes=True)
@@ -304,26 +233,21 @@ class SmtpServer:
         return end
 
     def _read_command(self) -> Event | None:
-        buffer, start = self._buffer, self._offset
-        end = buffer.find(b"\n", start)
-        if end < 0:
-            return self._read_part_of_line()
-        if end == start or buffer[end - 1] != _CR:
-            return self._refuse_bare_line_feed()
-        self._offset = end + 1
-        if end + 1 - start > self.settings.max_command_octets or self._skipped:
-            length, self._skipped = self._skipped + end - 1 - start, 0
-            if length > self._max_line_octets(start) - 2:
-                return self._refuse_long_line(length)
-        if self.state is State.AUTH:
-            return self._read_response(buffer[start : end - 1])
-        text = buffer[start : end - 1].decode("utf-8", "replace").rstrip(" \t")
+        lines = self._lines
+        exchange = self.state is State.AUTH
+        line = lines.next_line(exchange)
+        if line is None:
+            return None
+        if isinstance(line, LineProblem):
+            return self._refuse_line(line)
+        if exchange:
+            return self._read_response(line)
+        text = line.decode("utf-8", "replace").rstrip(" \t")
         if not text.isprintable() and _CONTROL.search(text):
-            foreign = buffer[start] == _TLS_HANDSHAKE
-            return _FOREIGN if foreign else Refused(replies.BAD_OCTET)
+            return _FOREIGN if line[:1] == b"\x16" else Refused(replies.BAD_OCTET)
         verb, _, argument = text.partition(" ")
         verb = verb.upper()
-        if verb in _LAST_OF_ITS_GROUP and self._offset < len(buffer):
+        if verb in _LAST_OF_ITS_GROUP and lines:
             self.out_of_step = True
             return _OUT_OF_STEP
         parse = _PARSE.get(verb)
@@ -334,43 +258,14 @@ class SmtpServer:
                 return Refused(replies.NO_VALID_RECIPIENTS)
             return Refused(replies.BAD_SEQUENCE)
         event = parse(self, argument.strip(" "))
-        return Refused(event) if type(event) is Reply else event
+        return Refused(event) if isinstance(event, Reply) else event
 
-    def _read_part_of_line(self) -> Event | None:
-        """No line end yet: wait, unless enough is known already. Over-long lines are dropped as they come."""
-        buffer, start = self._buffer, self._offset
-        if start == len(buffer):
-            self._buffer, self._offset = b"", 0
-            return None
-        if buffer[start] == _TLS_HANDSHAKE and not self._skipped and self.state is not State.AUTH:
-            return _FOREIGN
-        held = 1 if buffer[-1] == _CR else 0
-        length = self._skipped + len(buffer) - start - held
-        if length > self._max_line_octets(start) - 2:
-            if length > self.settings.max_discarded_line_octets:
-                return self._refuse_long_line(length)
-            self._skipped = length
-            self._buffer, self._offset = b"\r" if held else b"", 0
-        return None
-
-    def _max_line_octets(self, start: int) -> int:
-        if self._skipped:
-            return 0  # found to be too long before
-        if self.state is State.AUTH or self._buffer[start : start + 5].upper() == b"AUTH ":
-            return self.settings.max_auth_octets
-        return self.settings.max_command_octets
-
-    def _refuse_long_line(self, length: int) -> Refused:
-        reply = replies.LINE_TOO_LONG
+    def _refuse_line(self, problem: LineProblem) -> Refused:
         if self.state is State.AUTH:
-            reply, self.state = replies.AUTH_LINE_TOO_LONG, State.READY
-        return Refused(reply, closes=length > self.settings.max_discarded_line_octets)
-
-    def _refuse_bare_line_feed(self) -> Refused:
-        # Whoever takes LF for the end of a line and whoever does not would see different commands: this ends here.
-        if self._buffer[self._offset] == _TLS_HANDSHAKE and self.state is not State.AUTH:
-            return _FOREIGN
-        return Refused(replies.BARE_COMMAND, closes=True)
+            self.state = State.READY
+            if problem is LineProblem.TOO_LONG:
+                return Refused(replies.AUTH_LINE_TOO_LONG)
+        return _LINE_PROBLEMS[problem]
 
     def _read_response(self, line: bytes) -> Event:
         self.state = State.READY
@@ -423,7 +318,7 @@ class SmtpServer:
     # -- what follows from a reply: False when the client did not wait for it ----------------------------------------
 
     def _follow_banner(self, _: Any, reply: Reply) -> bool:
-        if self.buffered:
+        if self._lines:
             self.state = State.GREETED
             return False
         # A 554 in the banner's place leaves nothing but QUIT (RFC 5321 §3.1); the caller closes.
@@ -434,7 +329,7 @@ class SmtpServer:
         if reply.code < 400:
             self.state = State.READY
             self._forget_transaction()
-            return not self.buffered
+            return not self._lines
         return True
 
     def _follow_mail(self, mail: Any, reply: Reply) -> bool:
@@ -452,7 +347,7 @@ class SmtpServer:
     def _follow_data(self, _: Any, reply: Reply) -> bool:
         if reply.code >= 400:
             self._forget_transaction()
-        elif self.buffered:
+        elif self._lines:
             self._forget_transaction()
             return False
         else:
@@ -484,7 +379,7 @@ class SmtpServer:
     def _follow_starttls(self, _: Any, reply: Reply) -> bool:
         if reply.code < 400:
             self.state = State.TLS
-            return not self.buffered
+            return not self._lines
         return True
 
     def _follow_refused(self, refused: Any, _: Reply) -> bool:
@@ -504,11 +399,18 @@ class SmtpServer:
 
     def _close(self) -> None:
         self.state = State.CLOSED
-        self._buffer, self._offset = b"", 0
+        self._lines.drop()
         self._next = self._content = self._transaction = None
 
 
-_READING = _COMMANDS | {State.AUTH}
+_LINE_PROBLEMS = {
+    LineProblem.TOO_LONG: Refused(replies.LINE_TOO_LONG),
+    LineProblem.ENDLESS: Refused(replies.LINE_TOO_LONG, closes=True),
+    # Whoever takes LF for the end of a line and whoever does not would see different commands: this ends here.
+    LineProblem.BARE_LINE_FEED: Refused(replies.BARE_COMMAND, closes=True),
+    LineProblem.TLS: Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True),
+}
+_READING = COMMAND_STATES | {State.AUTH}
 
 _FOREIGN = Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True)
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""What an SMTP session may do when, as a table, and how much of it: whatever affects the state machine is settled here.
+
+RFC 5321 §4.1.4; HOSTILE section 0 and F8.
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import lru_cache
+from typing import Any, Literal
+
+from attrs import frozen
+
+
+class State(enum.Enum):
+    """Where a session stands (RFC 5321 §4.1.4)."""
+
+    CONNECTED = "the banner is not sent yet"
+    GREETED = "no EHLO or HELO yet"
+    READY = "no mail transaction"
+    MAIL = "a reverse-path, no recipient"
+    RCPT = "at least one recipient"
+    CONTENT = "reading content"
+    AUTH = "a challenge is out"
+    TLS = "STARTTLS was answered with 220"
+    CLOSED = "nothing more is read"
+
+
+COMMAND_STATES = frozenset({State.GREETED, State.READY, State.MAIL, State.RCPT})
+
+LEGAL: dict[str, frozenset[State]] = {
+    "EHLO": COMMAND_STATES,
+    "HELO": COMMAND_STATES,
+    "MAIL": frozenset({State.READY}),
+    "RCPT": frozenset({State.MAIL, State.RCPT}),
+    "DATA": frozenset({State.RCPT}),
+    "RSET": COMMAND_STATES,
+    "NOOP": COMMAND_STATES,
+    "VRFY": COMMAND_STATES,
+    "HELP": COMMAND_STATES,
+    "QUIT": COMMAND_STATES,
+    "STARTTLS": frozenset({State.READY}),
+    "AUTH": frozenset({State.READY}),
+}
+"""Which command is legal when; anything else is 503 and changes nothing (HOSTILE F8)."""
+
+
+@frozen
+class ServerSettings:
+    """What one listener's engine allows (HOSTILE section 0). Lines are counted with their CRLF, text lines without."""
+
+    hostname: str = "localhost"
+    max_message_octets: int = 52428800
+    max_discarded_octets: int = 52428800  # how much beyond that is read, and thrown away, to find the end of data
+    max_recipients: int = 1000
+    max_null_path_recipients: int = 5  # a DSN has one recipient (HOSTILE section 5)
+    require_auth: bool = False
+    bare_line_ends: Literal["normalise", "refuse"] = "normalise"
+    max_text_line_octets: int = 65536
+    max_command_octets: int = 2048
+    max_auth_octets: int = 12288
+    max_discarded_line_octets: int = 65536
+    max_header_octets: int = 102400
+    max_header_lines: int = 1000
+    offers_pipelining: bool = True
+    offers_dsn: bool = False
+    offers_smtputf8: bool = False
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Parameters that MAIL and RCPT may carry beyond SIZE, BODY and AUTH."""
+        return _extensions(self.offers_dsn, self.offers_smtputf8)
+
+
+@lru_cache(maxsize=4)
+def _extensions(dsn: bool, smtputf8: bool) -> frozenset[str]:
+    return frozenset(name for name, offered in (("DSN", dsn), ("SMTPUTF8", smtputf8)) if offered)
+
+
+def submission_settings(hostname: str = "localhost", **others: Any) -> ServerSettings:
+    """The defaults of a submission listener: a login is needed, and content must keep the rules (HOSTILE 0, F1)."""
+    strict: dict[str, Any] = {"require_auth": True, "bare_line_ends": "refuse", "max_text_line_octets": 998}
+    return ServerSettings(hostname=hostname, **{**strict, **others})
