@@ -20,6 +20,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection as TcpConnection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -90,6 +91,7 @@ class Connection(Protocol):
         self._deadline = 0.0
         self._timer: Any = None
         self._last_words = b""
+        self._direct = False
 
     # -- what sessions use -------------------------------------------------------------------------------------------
 
@@ -105,7 +107,24 @@ class Connection(Protocol):
         """Write what is queued now."""
         if self._out and not self.closed:
             out, self._out = self._out, []
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _write(self, octets: bytes) -> None:
+        """Hand octets to the kernel now where nothing waits before them, else to the transport.
+
+        A reply fits the socket's buffer nearly always; writing it here saves two epoll_ctl calls and a turn of the reactor for
+        each reply, a quarter of the CPU that a message costs. What the kernel does not take goes the usual way.
+        """
+        transport: Any = self.transport
+        if self._direct and not (
+            transport.TLS or transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting
+        ):
+            taken = transport.writeSomeData(octets)
+            if taken == len(octets):
+                return
+            if isinstance(taken, int) and taken > 0:
+                octets = octets[taken:]
+        transport.write(octets)
 
     def when_writable(self) -> Deferred[None] | None:
         """None when the client keeps up; else a Deferred for when it does again, or is gone."""
@@ -142,6 +161,7 @@ class Connection(Protocol):
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
+        self._direct = isinstance(self.transport, TcpConnection)
         self._handshaking = ISSLTransport.providedBy(self.transport)
         self._perform(self._session.connected, self)
 
