@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Dialect, Engine
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
@@ -85,11 +85,11 @@ class Database:
 
         Fails with Unavailable, or ConfigError.
         """
-        return self._in_thread(self.open)
+        return self.in_thread(self.open)
 
     def stop(self) -> Deferred[None]:
         """Commit what waits, answer it, and close. What comes later fails with Unavailable."""
-        return self._in_thread(self.close)
+        return self.in_thread(self.close)
 
     def open(self) -> None:
         """What `start` does, in this thread. Raises Unavailable, ConfigError."""
@@ -133,6 +133,11 @@ class Database:
     def healthy(self) -> bool:
         """False once the disk under the database has failed, until the process is started anew."""
         return self._committer is None or self._committer.healthy
+
+    @property
+    def dialect(self) -> Dialect:
+        """For compiling statements."""
+        return self._writer.dialect
 
     @property
     def is_sqlite(self) -> bool:
@@ -231,7 +236,8 @@ class Database:
     def _not_left(self, failure: Any) -> None:
         self.log.warn("could not say goodbye: {error}", event="leave_failed", error=failure.getErrorMessage())
 
-    def _in_thread(self, function: Callable[[], None]) -> Deferred[None]:
+    def in_thread(self, function: Callable[[], None]) -> Deferred[None]:
+        """Run something rare that blocks in a thread of its own."""
         deferred: Deferred[None] = Deferred()
 
         def run() -> None:

@@ -34,6 +34,8 @@ class QueuedMessage:
     smtputf8: bool = False
     inline: bytes | None = field(default=None, repr=False)
     """All octets (trace + content, CRLF line ends), where they are at hand: a small message just accepted. Else None."""
+    recipient_count: int = 0  # at the time of accepting; for the store's own use, as is `storage`
+    storage: int = 0
 
 
 @frozen
@@ -117,6 +119,7 @@ class Submission:
     trace: bytes  # trace fields, ready, CRLF line ends; prepended to the content on reading
     effects: Sequence[Effect] = ()
     expires_seconds: float | None = None  # life in the queue; None: the spool's setting
+    about: str = ""  # a DSN's: the queue id of the message that it reports on
 
 
 class ISpool(Interface):
@@ -137,7 +140,9 @@ class ISpool(Interface):
 
     def record(outcomes: Sequence[Outcome], reports: Sequence[Submission] = ()) -> Deferred[list[Committed]]:
         """Write outcomes, and commit the DSNs that follow from them, in one transaction. An outcome whose epoch is stale
-        (or whose recipient was held or deleted by the operator) changes nothing. Fires with the committed reports."""
+        (or whose recipient the operator has deleted) changes nothing, and a report none of whose message's outcomes
+        (`about`) counted is not committed. A recipient that is on hold takes a final outcome; a deferral leaves it on hold.
+        Fires with the committed reports. Idempotent: after a failure, the same call may be repeated."""
 
     def release(recipients: Sequence[QueuedRecipient]) -> Deferred[None]:
         """Give recipients back untried: they are due again at once, for anybody."""
@@ -181,7 +186,7 @@ class Resolution:
 class IDirectory(Interface):
     """Domains, accounts and aliases, behind a bounded cache."""
 
-    generation = Attribute("int: goes up with each change of any account, alias or domain")
+    generation = Attribute("int: goes up with each change of any account, alias or domain; -1 while it is not known")
 
     def resolve(mailbox: Mailbox) -> Resolution | Deferred[Resolution]:
         """What the address means: exact account, alias (expanded, loops cut, 100 targets at most), the account without

@@ -16,6 +16,7 @@ from polarismail.values.address import Mailbox
 ReversePath = Mailbox | None
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u; sorts as the numbers do
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _VALUES = {letter: at for at, letter in enumerate(_ALPHABET)}
 QUEUE_ID_LENGTH = 13
 # Milliseconds are counted from 2025-01-01T00:00:00Z, so that 40 bits last until 2059.
@@ -26,11 +27,16 @@ LOCAL = "local"
 
 def render_queue_id(number: int) -> str:
     """63 bits as 13 letters and digits whose order is the order of the numbers."""
-    letters = []
-    for _ in range(QUEUE_ID_LENGTH):
-        letters.append(_ALPHABET[number & 31])
-        number >>= 5
-    return "".join(reversed(letters))
+    pairs = _PAIRS
+    return (
+        _ALPHABET[number >> 60 & 31]
+        + pairs[number >> 50 & 1023]
+        + pairs[number >> 40 & 1023]
+        + pairs[number >> 30 & 1023]
+        + pairs[number >> 20 & 1023]
+        + pairs[number >> 10 & 1023]
+        + pairs[number & 1023]
+    )
 
 
 def parse_queue_id(text: str) -> int:

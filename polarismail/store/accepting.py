@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""Puts new messages into the accept transaction: all that wait with two statements, each with an outcome of its own.
+
+A message without effects costs its share of two `executemany`. One with effects gets a savepoint, so that the reply of an
+effect refuses it alone. Where the common way fails (one row that the database does not take), each message of the group is
+tried in a savepoint of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from polarismail.store import schema
+from polarismail.store.committer import Job, run_in_savepoint
+from polarismail.store.content import CHUNKS, INLINE, Draft
+from polarismail.store.dialects import is_lost
+from polarismail.store.interfaces import Committed, Effect, QueuedMessage, QueuedRecipient, Refused, Submission
+from polarismail.store.statements import Driver, Statements, render_facts, render_path
+from polarismail.values.errors import Unavailable
+from polarismail.values.reply import Reply
+
+
+class Accept:
+    """One message on its way into the spool: its rows, and what its committer will be told."""
+
+    __slots__ = (
+        "about",
+        "committed",
+        "effects",
+        "incarnation",
+        "message",
+        "number",
+        "owner",
+        "recipients",
+        "storage",
+        "undone",
+    )
+
+    def __init__(self, submission: Submission, draft: Draft, owner: int, now: float, expires_seconds: float) -> None:
+        """Raises ValueError where there is no recipient: such a message would never leave."""
+        envelope, trace = submission.envelope, submission.trace
+        if not envelope.recipients:
+            raise ValueError("a message has at least one recipient")
+        self.number, self.owner, self.incarnation = draft.number, owner, draft.incarnation
+        self.effects: Sequence[Effect] = submission.effects
+        self.about, self.storage = submission.about, draft.storage
+        self.undone = False  # it was rolled back by itself: certainly not stored
+        inline = draft.octets(trace) if self.storage == INLINE else None
+        size = len(trace) + draft.size
+        count = len(envelope.recipients)
+        life = expires_seconds if submission.expires_seconds is None else submission.expires_seconds
+        expires = now + life
+        message = QueuedMessage(
+            draft.queue_id,
+            envelope.reverse_path,
+            now,
+            size,
+            envelope.account_id,
+            envelope.ret,
+            envelope.envid,
+            envelope.body,
+            envelope.smtputf8,
+            inline,
+            count,
+            self.storage,
+        )
+        self.message: tuple[Any, ...] = (
+            draft.number,
+            render_path(envelope.reverse_path),
+            envelope.account_id,
+            render_facts(submission.facts),
+            now,
+            size,
+            envelope.ret,
+            envelope.envid,
+            envelope.body,
+            envelope.smtputf8,
+            count,
+            self.storage,
+            trace if inline is None else inline,
+        )
+        rows: list[tuple[Any, ...]] = []
+        queued: list[QueuedRecipient] = []
+        for at, recipient in enumerate(envelope.recipients):
+            path, original, dsn = recipient.forward_path, recipient.original, recipient.dsn
+            rows.append(
+                (
+                    draft.number,
+                    at,
+                    render_path(path),
+                    "" if original is path or original == path else render_path(original),
+                    recipient.account_id,
+                    dsn.orcpt,
+                    dsn.notify,
+                    recipient.next_hop,
+                    now,
+                    expires,
+                    owner,
+                )
+            )
+            queued.append(
+                QueuedRecipient(
+                    message, at, path, original, recipient.next_hop, recipient.account_id, 0, now, expires, 0, dsn
+                )
+            )
+        self.recipients = rows
+        self.committed = Committed(message, tuple(queued))
+
+    def belong_to(self, owner: int) -> None:
+        """Change the owner: the process has joined anew since."""
+        self.owner = owner
+        self.recipients = [(*row[:-1], owner) for row in self.recipients]
+
+
+class RefusedByEffect(Exception):
+    """Carries an effect's reply out of the savepoint that is undone."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+class AcceptLane:
+    """The committer's lane of new messages. A job's payload is an Accept; its value Committed or Refused."""
+
+    def __init__(self, statements: Statements, incarnation: Callable[[], int]) -> None:
+        self._statements, self._incarnation = statements, incarnation
+
+    def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        owner = self._incarnation()
+        alone = []
+        together = []
+        for job in jobs:
+            accept: Accept = job.payload
+            if accept.owner != owner:
+                accept.belong_to(owner)
+            (alone if accept.effects or accept.storage == CHUNKS else together).append(job)
+        if not self._insert_together(connection, together):
+            alone = list(jobs)
+        for job in alone:
+            run_in_savepoint(connection, job, lambda connection, job=job: self.insert(connection, job.payload))
+            job.payload.undone = job.error is not None
+            if isinstance(job.error, RefusedByEffect):
+                job.value, job.error = Refused(job.error.reply), None
+
+    def _insert_together(self, connection: Connection, jobs: Sequence[Job]) -> bool:
+        if not jobs:
+            return True
+        driver = Driver(connection)
+        try:
+            driver.begin_savepoint()
+            try:
+                self.insert_many(driver, [job.payload for job in jobs])
+            except Exception as error:
+                if is_lost(error):
+                    raise
+                driver.undo_savepoint()
+                return False
+            driver.keep_savepoint()
+        finally:
+            driver.close()
+        for job in jobs:
+            job.value = job.payload.committed
+        return True
+
+    def insert_many(self, driver: Driver, accepts: Sequence[Accept]) -> None:
+        """The rows of several messages. Raises what the driver raises."""
+        driver.run_many(self._statements.insert_message, [accept.message for accept in accepts])
+        driver.run_many(self._statements.insert_recipient, [row for accept in accepts for row in accept.recipients])
+
+    def insert(self, connection: Connection, accept: Accept) -> Committed:
+        """The rows of one message, and its effects. Raises RefusedByEffect, Unavailable, or what the driver raises."""
+        if accept.storage == CHUNKS:
+            check_still_here(connection, accept.incarnation)
+        driver = Driver(connection)
+        try:
+            self.insert_many(driver, [accept])
+        finally:
+            driver.close()
+        for effect in accept.effects:
+            reply = effect(connection, accept.number)
+            if reply is not None:
+                raise RefusedByEffect(reply)
+        return accept.committed
+
+
+def check_still_here(connection: Connection, incarnation: int) -> None:
+    """Raise Unavailable where this incarnation was declared dead: others may have swept the chunks of its drafts.
+
+    Until the transaction ends nobody can declare it dead.
+    """
+    nodes = schema.nodes
+    here = select(nodes.c.incarnation).where(nodes.c.incarnation == incarnation, nodes.c.ended.is_(False))
+    if connection.execute(here.with_for_update(read=True)).first() is None:
+        raise Unavailable("this process slept past its lease while the message came in")

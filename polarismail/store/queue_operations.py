@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""What an operator does to the queue: look, retry, hold, let go, delete; in pieces, so that mail keeps flowing meanwhile.
+
+A recipient that is being tried keeps its owner: a hold lets that attempt finish and count; a retry leaves it alone; a
+delete takes the row from under it, and its outcome changes nothing. Whoever works on recipients hears of each change by
+`on_operator_change`, and gives back what it had in line but had not begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from attrs import frozen
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, tuple_, update
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+
+from polarismail.store import claims, schema
+from polarismail.store.content import CHUNKS, delete_chunks
+from polarismail.store.database import Database
+from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
+from polarismail.store.statements import IS_OPEN, IS_UNOWNED, parse_facts
+from polarismail.values.envelope import RecipientState, SessionFacts, parse_queue_id, render_queue_id
+
+_messages, _recipients = schema.messages.c, schema.recipients.c
+_KEY = tuple_(_recipients.message_id, _recipients.number)
+_PIECE = 500  # recipients changed by one transaction
+
+OperatorCallback = Callable[[str, list[tuple[str, int]]], None]
+
+
+@frozen
+class QueueFilter:
+    """Which open recipients: all conditions that are given hold together. An empty filter means every one."""
+
+    queue_ids: tuple[str, ...] = ()
+    reverse_path: str | None = None  # an address, "" or "<>" for the null one, or "@domain"
+    forward_path: str | None = None  # an address, or "@domain"
+    next_hop: str | None = None
+    states: tuple[RecipientState, ...] = ()  # QUEUED, HELD
+    account_id: int | None = None  # who submitted it
+
+
+@frozen
+class QueueRecipient:
+    """One recipient as the operator sees it."""
+
+    recipient: QueuedRecipient
+    state: RecipientState
+    owned: bool  # somebody has it in hand now
+    remote: str  # where the last attempt went
+
+
+@frozen
+class QueueEntry:
+    """One message as the operator sees it. In a list, `recipients` are those that the filter met; shown alone, all."""
+
+    message: QueuedMessage
+    facts: SessionFacts
+    recipients: tuple[QueueRecipient, ...]
+
+
+@frozen
+class QueueCounts:
+    """How much waits."""
+
+    messages: int = 0
+    queued: int = 0
+    held: int = 0
+    owned: int = 0  # of those queued, the ones that somebody has in hand
+
+
+class QueueOperations:
+    """The operator's side of the spool. Deferreds fail with Unavailable; a broken queue id raises ValueError at once."""
+
+    def __init__(self, database: Database, now: Callable[[], float]) -> None:
+        self._database, self._now = database, now
+        self._callbacks: list[OperatorCallback] = []
+
+    def on_operator_change(self, callback: OperatorCallback) -> None:
+        """Call `callback(action, [(queue_id, number), ...])` after each committed change, on the reactor's thread.
+
+        Actions: "retry", "hold", "unhold", "delete"; and "released", with an empty list, when a dead process's recipients
+        have become claimable.
+        """
+        self._callbacks.append(callback)
+
+    # -- looking
+
+    def counts(self) -> Deferred[QueueCounts]:
+        """How much waits."""
+        return self._database.read(_count)
+
+    def select(
+        self, chosen: QueueFilter | None = None, limit: int = 100, after: str = ""
+    ) -> Deferred[list[QueueEntry]]:
+        """Messages, oldest first, at most `limit`, those behind the queue id `after`."""
+        conditions = _conditions(chosen or QueueFilter())
+        if after:
+            conditions.append(_recipients.message_id > parse_queue_id(after))
+
+        def read(connection: Connection) -> list[QueueEntry]:
+            query = _joined(select(_recipients.message_id).distinct(), conditions)
+            numbers = list(connection.execute(query.order_by(_recipients.message_id).limit(limit)).scalars())
+            return _read_entries(connection, numbers, conditions)
+
+        return self._database.read(read)
+
+    def show(self, queue_id: str) -> Deferred[QueueEntry | None]:
+        """One message with all its recipients; None where it is not in the spool."""
+        number = parse_queue_id(queue_id)
+
+        def read(connection: Connection) -> QueueEntry | None:
+            entries = _read_entries(connection, [number], [])
+            return entries[0] if entries else None
+
+        return self._database.read(read)
+
+    # -- changing; each fires with the number of recipients that changed
+
+    def retry(self, chosen: QueueFilter) -> Deferred[int]:
+        """Make what is queued due now; what somebody has in hand is being tried already."""
+        conditions = [*_conditions(chosen), _recipients.state == RecipientState.QUEUED, _recipients.owner == 0]
+        return self._change("retry", conditions, {"next_attempt": self._now()})
+
+    def hold(self, chosen: QueueFilter) -> Deferred[int]:
+        """Keep what is queued from being tried again, until `unhold`."""
+        conditions = [*_conditions(chosen), _recipients.state == RecipientState.QUEUED]
+        return self._change("hold", conditions, {"state": int(RecipientState.HELD)})
+
+    def unhold(self, chosen: QueueFilter) -> Deferred[int]:
+        """Queue again what is on hold, due now."""
+        conditions = [*_conditions(chosen), _recipients.state == RecipientState.HELD]
+        return self._change("unhold", conditions, {"state": int(RecipientState.QUEUED), "next_attempt": self._now()})
+
+    def delete(self, chosen: QueueFilter) -> Deferred[int]:
+        """Drop recipients, without a DSN; a message leaves with its last one."""
+        return self._change("delete", _conditions(chosen), None)
+
+    # -- inside
+
+    def _removed(self, messages: Sequence[tuple[str, int]]) -> None:
+        """Messages (queue id, storage) have left: what else there is of them may go."""
+
+    def _changed(self, action: str, recipients: list[tuple[str, int]]) -> None:
+        for callback in self._callbacks:
+            callback(action, recipients)
+
+    @defer.inlineCallbacks
+    def _change(self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None) -> Any:
+        last, count = (-1, -1), 0
+        while True:
+            keys, left = yield self._database.write(
+                lambda connection, last=last: _change_piece(connection, conditions, values, last)
+            )
+            if not keys:
+                return count
+            last, count = keys[-1], count + len(keys)
+            if left:
+                self._removed(left)
+            self._changed(action, [(render_queue_id(number), at) for number, at in keys])
+
+
+def _change_piece(
+    connection: Connection, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None, last: tuple[int, int]
+) -> tuple[list[tuple[int, int]], list[tuple[str, int]]]:
+    """Change the next recipients behind `last`; returns their keys, and the messages that left."""
+    query = _joined(select(_recipients.message_id, _recipients.number), [*conditions, tuple_(*last) < _KEY])
+    query = query.order_by(_recipients.message_id, _recipients.number).limit(_PIECE)
+    keys = [(row[0], row[1]) for row in connection.execute(query.with_for_update(of=schema.recipients))]
+    if not keys:
+        return [], []
+    these = _KEY.in_(keys)
+    if values is not None:
+        connection.execute(update(schema.recipients).where(these).values(**values))
+        return keys, []
+    connection.execute(
+        update(schema.recipients)
+        .where(these)
+        .values(
+            state=int(RecipientState.DELETED),
+            last_reply="deleted by the operator",
+            owner=0,
+            epoch=_recipients.epoch + 1,
+        )
+    )
+    numbers = sorted({number for number, _ in keys})
+    still_open = select(_recipients.message_id).where(_recipients.message_id.in_(numbers), IS_OPEN)
+    gone = connection.execute(
+        delete(schema.messages)
+        .where(_messages.id.in_(numbers), _messages.id.not_in(still_open))
+        .returning(_messages.id, _messages.storage)
+    ).all()
+    left = [row.id for row in gone]
+    connection.execute(delete(schema.recipients).where(_recipients.message_id.in_(left)))
+    if any(row.storage == CHUNKS for row in gone):
+        delete_chunks(connection, left)
+    return keys, [(render_queue_id(row.id), row.storage) for row in gone]
+
+
+def _conditions(chosen: QueueFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [IS_OPEN]
+    if chosen.queue_ids:
+        conditions.append(_recipients.message_id.in_([parse_queue_id(text) for text in chosen.queue_ids]))
+    if chosen.reverse_path is not None:
+        path = chosen.reverse_path.removeprefix("<").removesuffix(">")
+        conditions.append(_matches(_messages.reverse_path, path))
+    if chosen.forward_path is not None:
+        conditions.append(_matches(_recipients.forward_path, chosen.forward_path))
+    if chosen.next_hop is not None:
+        conditions.append(_recipients.next_hop == chosen.next_hop.lower())
+    if chosen.states:
+        conditions.append(_recipients.state.in_([int(state) for state in chosen.states]))
+    if chosen.account_id is not None:
+        conditions.append(_messages.account_id == chosen.account_id)
+    return conditions
+
+
+def _matches(column: Any, text: str) -> ColumnElement[bool]:
+    lowered = func.lower(column)
+    if text[:1] == "@":
+        return lowered.endswith(text.lower(), autoescape=True)
+    return or_(column == text, lowered == text.lower())
+
+
+def _joined(query: Select[Any], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    joined = query.select_from(schema.recipients.join(schema.messages, _messages.id == _recipients.message_id))
+    return joined.where(and_(*conditions))
+
+
+def _count(connection: Connection) -> QueueCounts:
+    by_state: dict[tuple[int, bool], int] = {}
+    for state, unowned, count in connection.execute(
+        select(_recipients.state, IS_UNOWNED, func.count()).where(IS_OPEN).group_by(_recipients.state, IS_UNOWNED)
+    ):
+        by_state[state, not unowned] = count
+    messages = connection.execute(select(func.count(func.distinct(_recipients.message_id)))).scalar_one()
+    queued, held = int(RecipientState.QUEUED), int(RecipientState.HELD)
+    in_hand = by_state.get((queued, True), 0)
+    return QueueCounts(
+        messages=messages,
+        queued=by_state.get((queued, False), 0) + in_hand,
+        held=by_state.get((held, False), 0) + by_state.get((held, True), 0),
+        owned=in_hand,
+    )
+
+
+def _read_entries(
+    connection: Connection, numbers: Sequence[int], conditions: Sequence[ColumnElement[bool]]
+) -> list[QueueEntry]:
+    messages = claims.read_messages(connection, numbers)
+    facts = dict(
+        row._tuple()
+        for some in _pieces(numbers)
+        for row in connection.execute(select(_messages.id, _messages.facts).where(_messages.id.in_(some)))
+    )
+    recipients: dict[int, list[QueueRecipient]] = {}
+    for some in _pieces(numbers):
+        query = _joined(select(schema.recipients), [*conditions, _recipients.message_id.in_(some)])
+        for row in connection.execute(query.order_by(_recipients.message_id, _recipients.number)):
+            recipients.setdefault(row.message_id, []).append(
+                QueueRecipient(
+                    claims.read_recipient(messages[row.message_id], row),
+                    RecipientState(row.state),
+                    row.owner != 0,
+                    row.remote,
+                )
+            )
+    return [
+        QueueEntry(messages[number], parse_facts(facts[number]), tuple(recipients.get(number, ())))
+        for number in numbers
+        if number in messages
+    ]
+
+
+def _pieces(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for at in range(0, len(numbers), 500):
+        yield numbers[at : at + 500]

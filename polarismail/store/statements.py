@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""The statements of the spool's hot path: compiled once by SQLAlchemy, run for whole groups by the driver.
+
+Compiling and wrapping cost ten times what SQLite needs for a row, so the committer hands tuples in the order that is
+written here to `executemany` of the driver itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from attrs import asdict
+from sqlalchemy import Connection, Dialect, bindparam, delete, exists, insert, literal_column, update
+
+from polarismail.store import schema
+from polarismail.values.address import Mailbox
+from polarismail.values.envelope import RecipientState, ReversePath, SessionFacts
+
+_messages, _recipients = schema.messages.c, schema.recipients.c
+
+# Literals, not parameters: the planner must see that the partial index of due recipients applies.
+IS_QUEUED = _recipients.state == literal_column(str(int(RecipientState.QUEUED)))
+IS_UNOWNED = _recipients.owner == literal_column("0")
+IS_OPEN = _recipients.state < literal_column(str(int(RecipientState.DELIVERED)))
+
+_MESSAGE_COLUMNS = (
+    "id", "reverse_path", "account_id", "facts", "created", "size", "ret", "envid", "body", "smtputf8",
+    "recipient_count", "storage", "head",
+)  # fmt: skip
+_RECIPIENT_COLUMNS = (
+    "message_id", "number", "forward_path", "original", "account_id", "orcpt", "notify", "next_hop", "next_attempt",
+    "expires", "owner",
+)  # fmt: skip
+_FENCE = ("fenced_id", "fenced_number", "fenced_owner", "fenced_epoch")
+
+
+class Statement:
+    """One statement as the driver takes it."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, clause: Any, dialect: Dialect, order: Sequence[str], column_keys: Sequence[str] | None = None):
+        """Raises ValueError where the compiled order of parameters is not `order`: rows would go into wrong columns."""
+        compiled = clause.compile(dialect=dialect, column_keys=column_keys)
+        if list(compiled.positiontup or ()) != list(order):
+            raise ValueError(f"{clause.table.name}: parameters are {compiled.positiontup}, expected {order}")
+        self.text = str(compiled)
+
+
+class Statements:
+    """Every hot statement, for one dialect."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        messages, recipients = schema.messages, schema.recipients
+        fence = (
+            _recipients.message_id == bindparam("fenced_id"),
+            _recipients.number == bindparam("fenced_number"),
+            _recipients.owner == bindparam("fenced_owner"),
+            _recipients.epoch == bindparam("fenced_epoch"),
+        )
+        given_back = {"owner": literal_column("0"), "epoch": _recipients.epoch + literal_column("1")}
+        tried = {
+            "attempts": _recipients.attempts + literal_column("1"),
+            "last_reply": bindparam("new_reply"),
+            "remote": bindparam("new_remote"),
+            **given_back,
+        }
+        self.insert_message = Statement(insert(messages).inline(), dialect, _MESSAGE_COLUMNS, _MESSAGE_COLUMNS)
+        self.insert_recipient = Statement(insert(recipients).inline(), dialect, _RECIPIENT_COLUMNS, _RECIPIENT_COLUMNS)
+        # The last recipient of its message, or all of them in one group: row by row, fenced, then the message.
+        self.delete_recipient = Statement(delete(recipients).where(*fence), dialect, _FENCE)
+        self.delete_message = Statement(delete(messages).where(_messages.id == bindparam("key")), dialect, ("key",))
+        self.delete_chunks = Statement(
+            delete(schema.chunks).where(schema.chunks.c.message_id == bindparam("key")), dialect, ("key",)
+        )
+        # One of several: the row stays, for the operator to see, until its message leaves.
+        self.finish = Statement(
+            update(recipients).where(*fence).values(state=bindparam("new_state"), **tried),
+            dialect,
+            ("new_state", "new_reply", "new_remote", *_FENCE),
+        )
+        self.defer = Statement(
+            update(recipients)
+            .where(*fence)
+            .values(next_attempt=bindparam("new_attempt"), warned=bindparam("new_warned"), **tried),
+            dialect,
+            ("new_attempt", "new_reply", "new_remote", "new_warned", *_FENCE),
+        )
+        self.release = Statement(update(recipients).where(*fence).values(**given_back), dialect, _FENCE)
+        still_open = exists().where(_recipients.message_id == _messages.id, IS_OPEN)
+        self.delete_finished_message = Statement(
+            delete(messages).where(_messages.id == bindparam("key"), ~still_open), dialect, ("key",)
+        )
+        self.delete_recipients = Statement(
+            delete(recipients).where(_recipients.message_id == bindparam("key")), dialect, ("key",)
+        )
+
+
+class Driver:
+    """The driver's cursor under a SQLAlchemy connection, for one group."""
+
+    __slots__ = ("_cursor",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._cursor: Any = connection.connection.cursor()
+
+    def run(self, statement: Statement, row: tuple[Any, ...]) -> int:
+        """How many rows changed."""
+        self._cursor.execute(statement.text, row)
+        return int(self._cursor.rowcount)
+
+    def run_many(self, statement: Statement, rows: Sequence[tuple[Any, ...]]) -> int:
+        """How many rows changed, in all."""
+        if not rows:
+            return 0
+        if len(rows) == 1:
+            return self.run(statement, rows[0])
+        self._cursor.executemany(statement.text, rows)
+        return int(self._cursor.rowcount)
+
+    def begin_savepoint(self) -> None:
+        self._cursor.execute("SAVEPOINT together")
+
+    def keep_savepoint(self) -> None:
+        self._cursor.execute("RELEASE SAVEPOINT together")
+
+    def undo_savepoint(self) -> None:
+        self._cursor.execute("ROLLBACK TO SAVEPOINT together")
+        self._cursor.execute("RELEASE SAVEPOINT together")
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+_TO_BASE_32 = str.maketrans("abcdefghjkmnpqrstvwxyz", "abcdefghijklmnopqrstuv")
+
+
+def number_of(queue_id: str) -> int:
+    """The number behind a queue id of ours: `parse_queue_id` without its checks, five times as fast."""
+    return int(queue_id.translate(_TO_BASE_32), 32)
+
+
+def render_path(path: ReversePath) -> str:
+    """As the database keeps it: unquoted, "" for the null reverse-path."""
+    return "" if path is None else f"{path.local}@{path.domain}"
+
+
+def parse_stored_path(text: str) -> ReversePath:
+    """What `render_path` wrote."""
+    return parse_stored_mailbox(text) if text else None
+
+
+@lru_cache(4096)
+def parse_stored_mailbox(text: str) -> Mailbox:
+    """What `render_path` wrote of an address."""
+    local, _, domain = text.rpartition("@")
+    return Mailbox(local, domain)
+
+
+@lru_cache(1024)
+def render_facts(facts: SessionFacts) -> str:
+    """A JSON object without the empty ones."""
+    return json.dumps({name: value for name, value in asdict(facts).items() if value}, ensure_ascii=False)
+
+
+def parse_facts(text: str) -> SessionFacts:
+    """What `render_facts` wrote; fields that this version does not know are ignored."""
+    known = {field.name for field in SessionFacts.__attrs_attrs__}  # type: ignore[attr-defined]
+    return SessionFacts(**{name: value for name, value in json.loads(text or "{}").items() if name in known})
