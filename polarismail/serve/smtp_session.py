@@ -65,6 +65,16 @@ class SmtpContext:
     record_event: Callable[[str, dict[str, Any]], None]
     settings: SessionSettings = field(factory=SessionSettings)
     plaintext_networks: NetworkList = field(factory=NetworkList)
+    banner: Reply = field(init=False)
+    helo_reply: Reply = field(init=False)
+
+    @banner.default
+    def _make_banner(self) -> Reply:
+        return Reply(220, None, f"{self.hostname} ESMTP polarismail")
+
+    @helo_reply.default
+    def _make_helo_reply(self) -> Reply:
+        return Reply(250, None, self.hostname)
 
 
 class SmtpSession:
@@ -107,7 +117,7 @@ class SmtpSession:
         self._connection, self._engine = connection, connection.engine
         assert isinstance(self._engine, SmtpServer)
         self._note_facts()
-        connection.send(self._engine.answer(Reply(220, None, f"{self._context.hostname} ESMTP polarismail")))
+        connection.send(self._engine.answer(self._context.banner))
 
     def secured(self) -> None:
         self._tls = tls.describe(self._connection.transport)
@@ -177,7 +187,7 @@ class SmtpSession:
             greeting = f"{self._context.hostname} greets {self._facts.client_address}"
             self._connection.send(self._engine.answer(self._engine.ehlo_reply(greeting)))
         else:
-            self._connection.send(self._engine.answer(Reply(250, None, self._context.hostname)))
+            self._connection.send(self._engine.answer(self._context.helo_reply))
 
     def _do_mail(self, event: smtp_server.Mail) -> Deferred[None] | None:
         if self._reception is None:
