@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the portal hands out: a reception for SMTP, a maildrop's door for POP3; and the credentials that carry an authzid."""
+"""What the portal hands out: a reception for SMTP, the door to a maildrop for POP3; and credentials with an authzid."""
 
 from __future__ import annotations
 

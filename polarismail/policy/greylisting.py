@@ -17,6 +17,7 @@ import math
 from attrs import Attribute, evolve, field, frozen
 
 from polarismail.policy.verdict import ACCEPT, Defer, Verdict
+from polarismail.store.greylist import ClientRecord, Triplet, TripletRecord
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import ReversePath
 from polarismail.values.network import client_network, parse_network
@@ -53,33 +54,6 @@ class GreylistSettings:
     refresh_seconds: float = 3600.0  # how stale the last use of a passed triplet may be on disk
     expiry_interval_seconds: float = 3600.0
     flush_seconds: float = 0.1
-
-
-@frozen
-class Triplet:
-    """(client network, reverse-path, forward-path), as kept: lower case, "" for the null reverse-path."""
-
-    network: str
-    reverse_path: str
-    forward_path: str
-
-
-@frozen
-class TripletRecord:
-    """What is known of one triplet. Times are seconds since 1970; `passes` counts accepted uses, roughly."""
-
-    first_seen: float
-    last_seen: float
-    passed: bool = False
-    passes: int = 0
-
-
-@frozen
-class ClientRecord:
-    """What is known of one client network: how many of its triplets passed, and when it was last seen."""
-
-    passes: int
-    last_seen: float
 
 
 class Standing(enum.Enum):
