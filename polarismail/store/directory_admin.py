@@ -79,7 +79,7 @@ def set_domain_active(connection: Connection, name: str, active: bool) -> None:
 
 
 def remove_domain(connection: Connection, name: str, *, everything: bool = False) -> None:
-    """Forget a domain. With accounts or aliases only where `everything` says that they go too; maildirs stay on disk."""
+    """Forget a domain; one with accounts or aliases only if `everything` is to go with it. Maildirs stay on disk."""
     row = _domain_row(connection, name)
     for table, word in ((accounts, "accounts"), (aliases, "aliases")):
         count = connection.execute(select(func.count()).where(table.c.domain_id == row.id)).scalar_one()
