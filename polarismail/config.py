@@ -10,22 +10,29 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
-from typing import Literal
+from typing import Annotated, Literal
 
 from attrs import Factory, evolve, field, frozen
 
 from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
-from polarismail.config_reader import FilePath, Reading, read_table
+from polarismail.config_reader import FilePath, Reading, Without, read_table
+from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.serve.reception import ReceptionSettings
+from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
+from polarismail.store.spool import SpoolSettings
 from polarismail.values.address import parse_domain
 from polarismail.values.errors import BadAddress, ConfigError
+from polarismail.wire.smtp_server import ServerSettings
+
+# Each listener's role says these, and what is offered follows from what is there.
+_OF_LISTENERS = Without("hostname", "require_auth", "offers_pipelining", "offers_dsn", "offers_smtputf8")
 
 DEFAULT_PATH = "/etc/polarismail/polarismail.toml"
 
@@ -101,11 +108,15 @@ class Config:
     tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
-    transport: TransportSettings = field(factory=TransportSettings)
+    smtp: Annotated[ServerSettings, _OF_LISTENERS] = field(factory=ServerSettings)
+    session: SessionSettings = field(factory=SessionSettings)
     reception: ReceptionSettings = field(factory=ReceptionSettings)
+    connections: ConnectionLimits = field(factory=ConnectionLimits)
+    transport: TransportSettings = field(factory=TransportSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)
+    spool: SpoolSettings = field(factory=SpoolSettings)
     maildrop: MaildropSettings = field(factory=MaildropSettings)
     dns: ResolverSettings = field(factory=ResolverSettings)
 

@@ -18,6 +18,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
 import attrs
@@ -26,6 +27,14 @@ FilePath = Annotated[str, "path"]
 """A path; read relative to the directory of the configuration file. "" means none."""
 
 HostPort = tuple[str, int]
+
+
+class Without:
+    """`Annotated[Settings, Without("hostname")]`: these fields are no keys, somebody else sets them."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
 
 T = TypeVar("T")
 _MISSING = object()
@@ -44,30 +53,33 @@ class Reading:
         return _MISSING
 
 
-def keys_of(section: type) -> dict[str, Any]:
-    """The keys that a table read into this class may hold, with their annotations. Fields marked
-    `metadata={"toml": False}` are set by the service, not by the file."""
+def keys_of(section: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys that a table read into this class may hold, with their annotations."""
     hints = typing.get_type_hints(section, include_extras=True)
     return {
-        field.name: hints[field.name]
-        for field in attrs.fields(section)
-        if field.init and field.metadata.get("toml", True)
+        field.name: hints[field.name] for field in attrs.fields(section) if field.init and field.name not in without
     }
 
 
-def read_table(
-    section: type[T], table: Any, reading: Reading, where: str = "", given: dict[str, Any] | None = None
-) -> T:
+def section_of(hint: Any) -> tuple[type | None, tuple[str, ...]]:
+    """The attrs class that a key's table is read into, and the fields that are no keys of it; None for no table."""
+    without: tuple[str, ...] = ()
+    if typing.get_origin(hint) is Annotated:
+        hint, *notes = typing.get_args(hint)
+        without = tuple(name for note in notes if isinstance(note, Without) for name in note.names)
+    return (hint if isinstance(hint, type) and attrs.has(hint) else None), without
+
+
+def read_table(section: type[T], table: Any, reading: Reading, where: str = "", without: tuple[str, ...] = ()) -> T:
     """Build `section` from a TOML table. What is wrong lands in `reading.problems`; the value then means nothing.
 
-    `given` holds fields that somebody else decides: they are passed on, and are no keys of the table.
+    The fields named in `without` are no keys of the table.
     """
     if not isinstance(table, dict):
         return cast(T, reading.complain(where, f"expected a table, found {_show(table)}"))
-    given = given or {}
-    keys = {name: hint for name, hint in keys_of(section).items() if name not in given}
+    keys = keys_of(section, without)
     before = len(reading.problems)
-    values = dict(given)
+    values = {}
     for name, value in table.items():
         path = f"{where}.{name}" if where else name
         if name not in keys:
@@ -105,9 +117,9 @@ def expected(hint: Any) -> str:
         return 'a string as "192.0.2.1:53" or "[2001:db8::1]:53"'
     if origin is tuple:
         return f"a list, each {expected(arguments[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"a table, each value {expected(arguments[1])}"
-    if attrs.has(hint):
+    if section_of(hint)[0] is not None:
         return "a table"
     names = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a string"}
     return "a path (a string)" if hint is FilePath else names.get(hint, str(hint))
@@ -129,11 +141,12 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         read = [_read_value(arguments[0], item, reading, f"{where}[{at}]") for at, item in enumerate(value)]
         return _MISSING if _MISSING in read else tuple(read)
-    if origin is dict and isinstance(value, dict):
+    if origin in (dict, Mapping) and isinstance(value, dict):
         entries = {name: _read_value(arguments[1], item, reading, f"{where}.{name}") for name, item in value.items()}
         return _MISSING if _MISSING in entries.values() else entries
-    if attrs.has(hint):
-        return read_table(hint, value, reading, where)
+    inner_section, without = section_of(hint)
+    if inner_section is not None:
+        return read_table(inner_section, value, reading, where, without)
     if origin is Literal:
         ok = isinstance(value, str) and value in arguments
     elif hint is float and type(value) in (int, float):

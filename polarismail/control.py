@@ -11,6 +11,7 @@ Changes are on stable storage when an operation returns, and the running server 
 from __future__ import annotations
 
 import inspect
+import os
 import time
 import types
 import typing
@@ -18,15 +19,21 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.internet.defer import maybeDeferred
 
+from polarismail import __version__
 from polarismail.auth.passwords import Passwords
 from polarismail.config import Config
 from polarismail.store import directory_admin
 from polarismail.store.interfaces import Account
+from polarismail.store.queue_operations import QueueEntry, QueueFilter, QueueRecipient
+from polarismail.values.envelope import RecipientState
 from polarismail.values.errors import ControlError
 
-MAX_ROWS = 1000
-"""Recipients in one answer of queue_list, and in one step of queue_retry, _hold, _release and _delete."""
+MAX_MESSAGES = 100
+"""Messages in one page of queue_list."""
+MAX_ROWS = 5000
+"""Recipients in one page, unless one message alone has more."""
 
 
 @attrs.define(kw_only=True)
@@ -101,6 +108,113 @@ class Control:
         """Forget an alias."""
         return _alias(await self.directory.change(lambda c: directory_admin.remove_alias(c, address)))
 
+    # -- queue -----------------------------------------------------------------------------------------------------------
+
+    async def queue_list(
+        self,
+        queue_ids: list[str] | None = None,
+        sender: str | None = None,
+        recipient: str | None = None,
+        next_hop: str | None = None,
+        state: str | None = None,
+        limit: int = MAX_MESSAGES,
+        after: str = "",
+    ) -> dict[str, Any]:
+        """A page of the queue, oldest first: `rows`, one for each recipient, and `after`, to ask for the next page with
+        ("" at the end). `sender` and `recipient` are addresses or `@domain`; `state` is queued or held."""
+        chosen = _filter(queue_ids, sender, recipient, next_hop, state)
+        limit = max(1, min(limit, MAX_MESSAGES))
+        entries = await _asked(lambda: self.spool.select(chosen, limit, after))
+        rows: list[dict[str, Any]] = []
+        last = ""
+        for entry in entries:
+            if rows and len(rows) + len(entry.recipients) > MAX_ROWS:
+                return {"rows": rows, "after": last}
+            rows += [_queue_row(entry, each) for each in entry.recipients]
+            last = entry.message.queue_id
+        return {"rows": rows, "after": last if len(entries) == limit else ""}
+
+    async def queue_show(self, queue_id: str) -> dict[str, Any]:
+        """One message: its envelope, its session, all its recipients."""
+        entry = await _asked(lambda: self.spool.show(queue_id))
+        if entry is None:
+            raise ControlError(
+                f"{queue_id} is not in the queue; `polarismail trace {queue_id}` shows what became of it"
+            )
+        message = entry.message
+        return {
+            "queue_id": message.queue_id,
+            "reverse_path": str(message.reverse_path or ""),
+            "created": message.created,
+            "size": message.size,
+            "session": {name: value for name, value in attrs.asdict(entry.facts).items() if value},
+            "recipients": [_queue_row(entry, each) for each in entry.recipients],
+        }
+
+    async def queue_retry(
+        self,
+        queue_ids: list[str] | None = None,
+        sender: str | None = None,
+        recipient: str | None = None,
+        next_hop: str | None = None,
+        everything: bool = False,
+    ) -> dict[str, Any]:
+        """Try what is queued now."""
+        return await self._change(self.spool.retry, _chosen(queue_ids, sender, recipient, next_hop, everything))
+
+    async def queue_hold(
+        self,
+        queue_ids: list[str] | None = None,
+        sender: str | None = None,
+        recipient: str | None = None,
+        next_hop: str | None = None,
+        everything: bool = False,
+    ) -> dict[str, Any]:
+        """Keep what is queued until it is released."""
+        return await self._change(self.spool.hold, _chosen(queue_ids, sender, recipient, next_hop, everything))
+
+    async def queue_release(
+        self,
+        queue_ids: list[str] | None = None,
+        sender: str | None = None,
+        recipient: str | None = None,
+        next_hop: str | None = None,
+        everything: bool = False,
+    ) -> dict[str, Any]:
+        """Queue again what is held; it is tried now."""
+        return await self._change(self.spool.unhold, _chosen(queue_ids, sender, recipient, next_hop, everything))
+
+    async def queue_delete(
+        self,
+        queue_ids: list[str] | None = None,
+        sender: str | None = None,
+        recipient: str | None = None,
+        next_hop: str | None = None,
+        everything: bool = False,
+    ) -> dict[str, Any]:
+        """Drop recipients; nobody is told."""
+        return await self._change(self.spool.delete, _chosen(queue_ids, sender, recipient, next_hop, everything))
+
+    async def _change(self, change: Callable[[QueueFilter], Any], chosen: QueueFilter) -> dict[str, Any]:
+        return {"changed": await _asked(lambda: change(chosen))}
+
+    # -- the server ------------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """Whether a server runs, and its counts."""
+        found: dict[str, Any] = {
+            "version": __version__,
+            "hostname": self.config.hostname,
+            "running": self.manager is not None,
+            "queue": attrs.asdict(await self.spool.counts()),
+        }
+        if self.manager is not None:
+            found["pid"] = os.getpid()
+            found["directory"] = self.directory.statistics()
+        if self.greylist is not None:
+            found["greylisting"] = await maybeDeferred(self.greylist.statistics)
+        return found
+
 
 def _account(account: Account) -> dict[str, Any]:
     return {
@@ -116,6 +230,52 @@ def _alias(row: directory_admin.AliasRow) -> dict[str, Any]:
     return {"address": row.address, "targets": list(row.targets)}
 
 
+def _filter(
+    queue_ids: list[str] | None, sender: str | None, recipient: str | None, next_hop: str | None, state: str | None
+) -> QueueFilter:
+    states = {None: (), "queued": (RecipientState.QUEUED,), "held": (RecipientState.HELD,)}
+    if state not in states:
+        raise ControlError("a state is queued or held")
+    return QueueFilter(tuple(queue_ids or ()), sender, recipient, next_hop, states[state])
+
+
+def _chosen(
+    queue_ids: list[str] | None, sender: str | None, recipient: str | None, next_hop: str | None, everything: bool
+) -> QueueFilter:
+    """The filter of a change; an empty one must be meant."""
+    if not everything and not queue_ids and sender is None and recipient is None and next_hop is None:
+        raise ControlError("say which messages: queue ids, a sender, a recipient, a next hop, or all of them")
+    return _filter(queue_ids, sender, recipient, next_hop, None)
+
+
+async def _asked(ask: Callable[[], Any]) -> Any:
+    """The answer of the spool; it raises ValueError at once for a queue id that is none."""
+    try:
+        return await ask()
+    except ValueError as problem:
+        raise ControlError(str(problem)) from problem
+
+
+def _queue_row(entry: QueueEntry, each: QueueRecipient) -> dict[str, Any]:
+    recipient = each.recipient
+    return {
+        "queue_id": entry.message.queue_id,
+        "recipient": str(recipient.forward_path),
+        "original": str(recipient.original),
+        "reverse_path": str(entry.message.reverse_path or ""),
+        "size": entry.message.size,
+        "created": entry.message.created,
+        "state": each.state.name.lower(),
+        "in_hand": each.owned,
+        "next_hop": recipient.next_hop,
+        "attempts": recipient.attempts,
+        "next_attempt": recipient.next_attempt,
+        "expires": recipient.expires,
+        "remote": each.remote,
+        "last_reply": recipient.last_reply,
+    }
+
+
 # The whole of what a name from outside can mean.
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "domain_add": Control.domain_add,
@@ -128,6 +288,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "alias_add": Control.alias_add,
     "alias_list": Control.alias_list,
     "alias_remove": Control.alias_remove,
+    "queue_list": Control.queue_list,
+    "queue_show": Control.queue_show,
+    "queue_retry": Control.queue_retry,
+    "queue_hold": Control.queue_hold,
+    "queue_release": Control.queue_release,
+    "queue_delete": Control.queue_delete,
+    "status": Control.status,
 }
 
 

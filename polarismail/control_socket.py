@@ -25,6 +25,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
+from polarismail.config import ControlSettings
 from polarismail.control import Control, do_operation
 from polarismail.values.errors import ControlError, Unavailable
 
@@ -162,9 +163,9 @@ class ControlFactory(Factory):
 class ControlServer:
     """The listening side. A socket file that a killed server left behind is replaced; a live server's is not."""
 
-    def __init__(self, reactor: Any, path: str, control: Control, *, group_access: bool = False) -> None:
+    def __init__(self, control: Control, path: str, reactor: Any, settings: ControlSettings) -> None:
         self._reactor, self.path = reactor, path
-        self._mode = 0o660 if group_access else 0o600
+        self._mode = 0o660 if settings.group_access else 0o600
         self.factory = ControlFactory(control, reactor)
         self._port: IListeningPort | None = None
 
@@ -196,7 +197,7 @@ class ControlServer:
             pass  # somebody cleaned up before us, which is as good
         for protocol in list(self.factory.open):
             protocol._close()
-        stopped: Deferred[None] = maybeDeferred(port.stopListening)  # type: ignore[arg-type]
+        stopped: Deferred[None] = maybeDeferred(port.stopListening)  # type: ignore[call-overload]
         return stopped
 
     def _remove_stale(self) -> None:
