@@ -11,7 +11,7 @@ import re
 import smtplib
 import socket
 import ssl
-from typing import IO, Any
+from typing import IO
 
 import click
 
@@ -134,11 +134,10 @@ def _connect(config: Config | None, host: str | None, port: int | None, ca: str 
     name = host or (config.hostname if config is not None else "")
     number = port or (listener.port if listener is not None else 587)
     implicit = listener.tls == "implicit" if listener is not None and not host else number == 465
-    client: _Connect = _ConnectTls(timeout=_TIMEOUT_SECONDS, context=context) if implicit else _Connect()
-    client.address, client.timeout = address, _TIMEOUT_SECONDS
-    # What the certificate must name is learnt by connect(host) in the constructor only; so it is told here.
-    client._host = name
-    client.connect(name, number)
+    settings = {"context": context} if implicit else {}
+    # A class of its own, because the constructor connects, and must know the address by then.
+    connect = type("Connect", (_ConnectTls if implicit else _Connect,), {"address": address})
+    client: smtplib.SMTP = connect(name, number, timeout=_TIMEOUT_SECONDS, **settings)
     client.ehlo_or_helo_if_needed()
     if implicit:
         return client
