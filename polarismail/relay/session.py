@@ -422,8 +422,8 @@ class Session(Protocol):
         out = self._engine.output()
         if out:
             self.transport.write(out)
-        if not self._streaming:
-            self._allow_next()
+        if not (self._streaming or self._handshaking):
+            self._allow_next()  # those two have deadlines of their own
 
     def _settle(self, result: Any) -> None:
         waiter, self._waiter = self._waiter, None
