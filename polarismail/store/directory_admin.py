@@ -62,24 +62,25 @@ class AliasRow:
 
 def add_domain(connection: Connection, name: str) -> str:
     """Take mail for this domain from now on. Returns its name as stored (lower case, A-labels)."""
+    _begin_change(connection)
     domain = _parse_own_domain(name)
     try:
         connection.execute(insert(domains).values(name=domain))
     except IntegrityError as problem:
         raise AccountError(f"the domain {domain} exists already") from problem
-    _count_up(connection)
     return domain
 
 
 def set_domain_active(connection: Connection, name: str, active: bool) -> None:
     """Switch a domain off (its mail is refused, its accounts cannot log in) or on again."""
+    _begin_change(connection)
     row = _domain_row(connection, name)
     connection.execute(update(domains).where(domains.c.id == row.id).values(active=active))
-    _count_up(connection)
 
 
 def remove_domain(connection: Connection, name: str, *, everything: bool = False) -> None:
     """Forget a domain; one with accounts or aliases only if `everything` is to go with it. Maildirs stay on disk."""
+    _begin_change(connection)
     row = _domain_row(connection, name)
     for table, word in ((accounts, "accounts"), (aliases, "aliases")):
         count = connection.execute(select(func.count()).where(table.c.domain_id == row.id)).scalar_one()
@@ -87,7 +88,6 @@ def remove_domain(connection: Connection, name: str, *, everything: bool = False
             raise AccountError(f"the domain {row.name} still has {count} {word}: remove them first")
         connection.execute(delete(table).where(table.c.domain_id == row.id))
     connection.execute(delete(domains).where(domains.c.id == row.id))
-    _count_up(connection)
 
 
 def list_domains(connection: Connection) -> list[DomainRow]:
@@ -110,6 +110,7 @@ def add_account(
     gid: int | None = None,
 ) -> Account:
     """A new mailbox. `maildir` is given for imported ones alone: by default it follows from the account's number."""
+    _begin_change(connection)
     local, domain = _parse_own_address(connection, address)
     _check_free(connection, local, domain)
     for name, number in (("uid", uid), ("gid", gid)):
@@ -142,7 +143,6 @@ def add_account(
         connection.execute(update(accounts).where(accounts.c.id == number).values(maildir=path))
     elif _is_taken(connection, path, number):
         raise AccountError(f"the maildir {path} belongs to another account")
-    _count_up(connection)
     return Account(number, Mailbox(local, domain.name), path, uid, gid, password_hash)
 
 
@@ -158,9 +158,9 @@ def set_account_active(connection: Connection, address: str, active: bool) -> Ac
 
 def remove_account(connection: Connection, address: str) -> Account:
     """Forget an account; its maildir stays on disk. Returns what it was."""
+    _begin_change(connection)
     row = _account_row(connection, address)
     connection.execute(delete(accounts).where(accounts.c.id == row.id))
-    _count_up(connection)
     return account_of(row, row.domain)
 
 
@@ -176,6 +176,7 @@ def add_alias(
     connection: Connection, address: str, targets: Iterable[str], settings: AddressSettings | None = None
 ) -> AliasRow:
     """Mail for `address` (or, with `@domain`, for what has no account in it) goes to `targets`, ours or foreign."""
+    _begin_change(connection)
     wanted = list(dict.fromkeys(_parse_target(target) for target in targets))
     if not 1 <= len(wanted) <= MAX_TARGETS:
         raise AccountError(f"an alias has 1 to {MAX_TARGETS} targets")
@@ -199,12 +200,12 @@ def add_alias(
         AddressReader(connection, settings or AddressSettings()).resolve(Name(local, domain.name))
     except Unavailable as problem:
         raise AccountError(str(problem)) from problem
-    _count_up(connection)
     return AliasRow(f"{local}@{domain.name}", tuple(str(target) for target in wanted))
 
 
 def remove_alias(connection: Connection, address: str) -> AliasRow:
     """Forget an alias, or with `@domain` a catch-all. Returns what it was."""
+    _begin_change(connection)
     if address.startswith("@"):
         local, domain = "", _domain_row(connection, address[1:])
     else:
@@ -214,7 +215,6 @@ def remove_alias(connection: Connection, address: str) -> AliasRow:
     if row is None:
         raise AccountError(f"there is no alias {local}@{domain.name}")
     connection.execute(delete(aliases).where(aliases.c.id == row.id))
-    _count_up(connection)
     return _alias_row(row.local_part, domain.name, row.targets)
 
 
@@ -233,7 +233,9 @@ def list_aliases(connection: Connection, domain: str | None = None) -> list[Alia
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _count_up(connection: Connection) -> None:
+def _begin_change(connection: Connection) -> None:
+    """Move the generation. First of all, because its row then makes changes of other processes wait: what is looked at
+    after this (is the name free?) stays true until the commit."""
     statement = upsert(connection, generations).values(name=GENERATION, value=1)
     connection.execute(
         statement.on_conflict_do_update(index_elements=["name"], set_={"value": generations.c.value + 1})
@@ -309,9 +311,9 @@ def _account_row(connection: Connection, address: str) -> Any:
 
 
 def _change_account(connection: Connection, address: str, **values: Any) -> Account:
+    _begin_change(connection)
     row = _account_row(connection, address)
     connection.execute(update(accounts).where(accounts.c.id == row.id).values(**values))
-    _count_up(connection)
     changed = account_select().where(accounts.c.id == row.id)
     return account_of(connection.execute(changed).one(), row.domain)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.defer import DeferredList
 
 from polarismail.store import directory_admin as admin
 from polarismail.store.addresses import read_generation
@@ -15,7 +16,7 @@ from polarismail.store.interfaces import Account
 from polarismail.values.address import Mailbox
 from polarismail.values.errors import AccountError
 from tests.databases import KINDS, open_database
-from tests.reactor import run
+from tests.reactor import reactor, run
 
 
 class Office:
@@ -233,3 +234,25 @@ def test_every_change_moves_the_generation(office: Office) -> None:
         before = office.generation
         office.do(function, *args, **kwargs)
         assert office.generation == before + 1, function.__name__
+
+
+def test_changes_of_several_processes_wait_for_each_other(request: pytest.FixtureRequest, office: Office) -> None:
+    others = [Office(office.database) for _ in range(2)]
+    if not office.database.is_sqlite:
+        others = []
+        for _ in range(2):
+            database = Database(office.database.url, reactor=reactor, joins=False)
+            run(database.start)
+            request.addfinalizer(lambda database=database: run(database.stop))
+            others.append(Office(database))
+
+    def add(number: int, each: Office) -> Any:
+        address = f"{number}@ours.example"
+        return each.database.write(lambda c: admin.add_account(c, address, "x", now=1.0, maildir="one"))
+
+    def race() -> Any:
+        return DeferredList([add(*each) for each in enumerate(others * 5)], consumeErrors=True)
+
+    outcomes = run(race)
+    assert [good for good, _ in outcomes].count(True) == 1
+    assert all(result.check(AccountError) for good, result in outcomes if not good)
