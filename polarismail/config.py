@@ -16,23 +16,33 @@ from attrs import Factory, evolve, field, frozen
 
 from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
-from polarismail.config_reader import FilePath, Reading, Without, read_table
+from polarismail.config_reader import FilePath, Flat, Reading, Without, read_table
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
+from polarismail.relay.local import LocalSettings
+from polarismail.relay.routing import Smarthost
+from polarismail.relay.settings import RelaySettings
+from polarismail.serve.maildrop_door import DoorSettings
+from polarismail.serve.pop3_session import Pop3SessionSettings
 from polarismail.serve.reception import ReceptionSettings
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
 from polarismail.store.spool import SpoolSettings
-from polarismail.values.address import parse_domain
+from polarismail.values.address import parse_domain, to_ascii
 from polarismail.values.errors import BadAddress, ConfigError
+from polarismail.wire.pop3_server import Pop3Settings as Pop3EngineSettings
 from polarismail.wire.smtp_server import ServerSettings
 
 # Each listener's role says these, and what is offered follows from what is there.
 _OF_LISTENERS = Without("hostname", "require_auth", "offers_pipelining", "offers_dsn", "offers_smtputf8")
+# `[smarthost]` and `[smarthosts."domain"]` say these, and the server knows its own names.
+_OF_RELAY = Without(
+    "client.hostname", "routing.smarthost", "routing.domains", "routing.own_names", "routing.own_endpoints"
+)
 
 DEFAULT_PATH = "/etc/polarismail/polarismail.toml"
 
@@ -98,6 +108,16 @@ class AuthSettings:
 
 
 @frozen
+class Pop3Settings:
+    """`[pop3]`: sessions, their lines, and how maildrops are read; one flat table."""
+
+    session: Pop3SessionSettings = field(factory=Pop3SessionSettings)
+    engine: Pop3EngineSettings = field(factory=Pop3EngineSettings)
+    maildrop: MaildropSettings = field(factory=MaildropSettings)
+    door: DoorSettings = field(factory=DoorSettings)
+
+
+@frozen
 class Config:
     """Everything the service is told, frozen; each attribute is a key or a table of the file."""
 
@@ -117,8 +137,12 @@ class Config:
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)
     spool: SpoolSettings = field(factory=SpoolSettings)
-    maildrop: MaildropSettings = field(factory=MaildropSettings)
+    local: LocalSettings = field(factory=LocalSettings)
+    pop3: Annotated[Pop3Settings, Flat("session", "engine", "maildrop", "door")] = field(factory=Pop3Settings)
     dns: ResolverSettings = field(factory=ResolverSettings)
+    relay: Annotated[RelaySettings, _OF_RELAY, Flat("routing")] = field(factory=RelaySettings)
+    smarthost: Smarthost | None = None
+    smarthosts: dict[str, Smarthost | None] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if self.hostname:
@@ -126,6 +150,13 @@ class Config:
                 parse_domain(self.hostname)
             except BadAddress as problem:
                 raise ValueError(f'hostname: expected a domain name, found "{self.hostname}": {problem}') from problem
+        for domain in self.smarthosts:
+            try:
+                folded = to_ascii(parse_domain(domain))
+            except BadAddress as problem:
+                raise ValueError(f'smarthosts: expected domain names, found "{domain}": {problem}') from problem
+            if folded != domain:
+                raise ValueError(f'smarthosts: expected "{folded}", found "{domain}"')
         names = [listener.name for listener in self.listeners]
         for name in names:
             if names.count(name) > 1:
@@ -163,10 +194,11 @@ def load(path: str) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{path}: expected TOML: {problem}") from problem
     reading = Reading(os.path.dirname(os.path.abspath(path)))
-    config = read_table(Config, table, reading)
+    config: Config = read_table(Config, table, reading)
     if reading.problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in reading.problems))
-    return config if config.hostname else evolve(config, hostname=_own_name())
+    routing = evolve(config.relay.routing, smarthost=config.smarthost, domains=config.smarthosts)
+    return evolve(config, hostname=config.hostname or _own_name(), relay=evolve(config.relay, routing=routing))
 
 
 def _own_name() -> str:

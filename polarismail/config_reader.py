@@ -7,7 +7,7 @@ of TOML: what their own validators raise (ValueError, TypeError) is reported und
 key of it where the text starts with `key: `.
 
 Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], tuple[str, int]
-(an address and a port, written "192.0.2.1:53"), dict[str, X] and attrs classes.
+(an address and a port, written "192.0.2.1:53"), dict[str, X] and attrs classes; a table that may be None is `false` where somebody wants it to be.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, cast
+from typing import Annotated, Any, Literal, Union, cast
 
 import attrs
 
@@ -30,13 +30,19 @@ HostPort = tuple[str, int]
 
 
 class Without:
-    """`Annotated[Settings, Without("hostname")]`: these fields are no keys, somebody else sets them."""
+    """`Annotated[Settings, Without("hostname", "routing.own_names")]`: these fields are no keys, somebody else sets them."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
 
-T = TypeVar("T")
+class Flat:
+    """`Annotated[Settings, Flat("routing")]`: the keys of this field's class stand beside the others, not in a table."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
 _MISSING = object()
 
 
@@ -53,57 +59,91 @@ class Reading:
         return _MISSING
 
 
-def keys_of(section: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys that a table read into this class may hold, with their annotations."""
+@attrs.frozen
+class Key:
+    """One key of a table: the annotation it is read by, its default, and the field path that it sets."""
+
+    hint: Any
+    default: Any
+    path: tuple[str, ...]
+
+
+def keys_of(hint: Any, before: tuple[str, ...] = ()) -> dict[str, Key]:
+    """The keys that a table read into this annotation may hold."""
+    section, without, flat = _section(hint)
+    assert section is not None
     hints = typing.get_type_hints(section, include_extras=True)
-    return {
-        field.name: hints[field.name] for field in attrs.fields(section) if field.init and field.name not in without
-    }
+    keys: dict[str, Key] = {}
+    for field in attrs.fields(cast(Any, section)):
+        inner = hints[field.name]
+        below = [name.removeprefix(f"{field.name}.") for name in without if name.startswith(f"{field.name}.")]
+        if below:
+            inner = Annotated[inner, Without(*below)]
+        if field.name in flat:
+            keys |= keys_of(inner, (*before, field.name))
+        elif field.init and field.name not in without:
+            keys[field.name] = Key(inner, _default(field), (*before, field.name))
+    return keys
 
 
-def section_of(hint: Any) -> tuple[type | None, tuple[str, ...]]:
-    """The attrs class that a key's table is read into, and the fields that are no keys of it; None for no table."""
+def is_table(hint: Any) -> bool:
+    """Whether a key of this annotation is a table that is read into an attrs class."""
+    return _section(hint)[0] is not None
+
+
+def _section(hint: Any) -> tuple[type | None, tuple[str, ...], tuple[str, ...]]:
     without: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
     if typing.get_origin(hint) is Annotated:
         hint, *notes = typing.get_args(hint)
         without = tuple(name for note in notes if isinstance(note, Without) for name in note.names)
-    return (hint if isinstance(hint, type) and attrs.has(hint) else None), without
+        flat = tuple(name for note in notes if isinstance(note, Flat) for name in note.names)
+    return (hint if isinstance(hint, type) and attrs.has(hint) else None), without, flat
 
 
-def read_table(section: type[T], table: Any, reading: Reading, where: str = "", without: tuple[str, ...] = ()) -> T:
-    """Build `section` from a TOML table. What is wrong lands in `reading.problems`; the value then means nothing.
+def _default(field: Any) -> Any:
+    return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
 
-    The fields named in `without` are no keys of the table.
-    """
+
+def read_table(hint: Any, table: Any, reading: Reading, where: str = "") -> Any:
+    """Build a value of the annotation from a TOML table. What is wrong lands in `reading.problems`; the value then means
+    nothing."""
     if not isinstance(table, dict):
-        return cast(T, reading.complain(where, f"expected a table, found {_show(table)}"))
-    keys = keys_of(section, without)
+        return reading.complain(where, f"expected a table, found {_show(table)}")
+    keys = keys_of(hint)
     before = len(reading.problems)
-    values = {}
+    values: dict[tuple[str, ...], Any] = {}
     for name, value in table.items():
         path = f"{where}.{name}" if where else name
         if name not in keys:
             reading.complain(path, _unknown(name, keys))
             continue
-        read = _read_value(keys[name], value, reading, path)
+        read = _read_value(keys[name].hint, value, reading, path)
         if read is not _MISSING:
-            values[name] = read
-    for field in attrs.fields(cast(Any, section)):
-        if field.name in keys and field.name not in table and field.default is attrs.NOTHING:
-            reading.complain(
-                f"{where}.{field.name}" if where else field.name, f"missing: expected {expected(keys[field.name])}"
-            )
+            values[keys[name].path] = read
+    for name, key in keys.items():
+        if key.default is attrs.NOTHING and name not in table:
+            reading.complain(f"{where}.{name}" if where else name, f"missing: expected {expected(key.hint)}")
     if len(reading.problems) > before:
-        return cast(T, _MISSING)
+        return _MISSING
     try:
-        return section(**values)
+        return _build(hint, values)
     except (ValueError, TypeError) as problem:
         # attrs' own validators put the attribute and the value behind the text; only the text is for people.
         text = str(problem.args[0]) if problem.args else str(problem)
-        key, colon, rest = text.partition(": ")
-        if colon and key in keys:
-            where, text = f"{where}.{key}" if where else key, rest
-        return cast(T, reading.complain(where, text))
+        name, colon, rest = text.partition(": ")
+        if colon and name in keys:
+            where, text = f"{where}.{name}" if where else name, rest
+        return reading.complain(where, text)
+
+
+def _build(hint: Any, values: dict[tuple[str, ...], Any]) -> Any:
+    section = _section(hint)[0]
+    hints = typing.get_type_hints(section, include_extras=True)
+    own = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for name in {path[0] for path in values if len(path) > 1}:
+        own[name] = _build(hints[name], {path[1:]: value for path, value in values.items() if path[0] == name})
+    return cast(Any, section)(**own)
 
 
 def expected(hint: Any) -> str:
@@ -119,7 +159,7 @@ def expected(hint: Any) -> str:
         return f"a list, each {expected(arguments[0])}"
     if origin in (dict, Mapping):
         return f"a table, each value {expected(arguments[1])}"
-    if section_of(hint)[0] is not None:
+    if is_table(hint):
         return "a table"
     names = {bool: "true or false", int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a string"}
     return "a path (a string)" if hint is FilePath else names.get(hint, str(hint))
@@ -129,6 +169,8 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not type(None))
+        if value is False and is_table(inner):
+            return None
         return _read_value(inner, value, reading, where)
     if hint == HostPort:
         host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
@@ -144,9 +186,8 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, dict):
         entries = {name: _read_value(arguments[1], item, reading, f"{where}.{name}") for name, item in value.items()}
         return _MISSING if _MISSING in entries.values() else entries
-    inner_section, without = section_of(hint)
-    if inner_section is not None:
-        return read_table(inner_section, value, reading, where, without)
+    if is_table(hint):
+        return read_table(hint, value, reading, where)
     if origin is Literal:
         ok = isinstance(value, str) and value in arguments
     elif hint is float and type(value) in (int, float):
@@ -160,7 +201,7 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     return value if ok else reading.complain(where, f"expected {expected(hint)}, found {_show(value)}")
 
 
-def _unknown(name: str, keys: dict[str, Any]) -> str:
+def _unknown(name: str, keys: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
     return "unknown key; " + (f'did you mean "{near[0]}"?' if near else f"expected one of: {', '.join(sorted(keys))}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random as randomness
 from collections.abc import Mapping
+from typing import Literal
 
 from attrs import field, frozen
 
@@ -39,7 +40,7 @@ class Smarthost:
     port: int = 25
     user: str = ""
     password: str = field(default="", repr=False)
-    tls: str = "opportunistic"
+    tls: Literal["none", "opportunistic", "required", "implicit"] = "opportunistic"
     verify: bool = False
 
 

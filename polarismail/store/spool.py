@@ -27,7 +27,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from attrs import frozen
 from sqlalchemy import Connection, select
@@ -69,7 +69,8 @@ class SpoolSettings:
     inline_octets: int = INLINE_OCTETS  # contents up to here travel in the accept transaction
     expires_seconds: float = 5 * 86400.0  # life in the queue
     file_threads: int = 4
-    content: str = "auto"  # "files", "rows"; auto: files where the database is a file, rows where it is a server
+    # auto: files where the database is a file, rows where it is a server
+    content: Literal["auto", "files", "rows"] = "auto"
 
 
 @implementer(ISpool)
