@@ -251,7 +251,7 @@ def _read_entries(
 ) -> list[QueueEntry]:
     messages = claims.read_messages(connection, numbers)
     facts = dict(
-        row._tuple()
+        (row[0], row[1])
         for some in _pieces(numbers)
         for row in connection.execute(select(_messages.id, _messages.facts).where(_messages.id.in_(some)))
     )
