@@ -25,14 +25,12 @@ def received_field(facts: SessionFacts, hostname: str, queue_id: str, recipient:
 
     `recipient` is the argument of RCPT where there was just one (more would tell blind copies), `when` seconds since 1970.
     """
-    helo = _safe_name(facts.helo) or "unknown"
-    host = f"[IPv6:{facts.client_address}]" if ":" in facts.client_address else f"[{facts.client_address}]"
-    # One clause of `host` is left out where a message was made here and no client was there.
-    source = f"from {helo} ({_safe_name(facts.client_name) or 'unknown'} {host})\r\n\t" if facts.client_address else ""
+    # Mail that is made here (a DSN) has no client, and nothing was spoken.
+    spoken = f" with {facts.protocol}" if facts.client_address else ""
     tls = f" ({_UNSAFE_TEXT.sub('?', facts.tls[:100])})" if facts.tls else ""
     target = f"\r\n\tfor <{_safe_path(recipient)}>" if recipient is not None else ""
     return (
-        f"Received: {source}by {hostname} with {facts.protocol}{tls}\r\n\tid {queue_id}{target};\r\n\t{render_date(when)}\r\n"
+        f"Received: {_source(facts)}by {hostname}{spoken}{tls}\r\n\tid {queue_id}{target};\r\n\t{render_date(when)}\r\n"
     ).encode("utf-8", "replace")
 
 
@@ -46,6 +44,14 @@ def return_path_field(reverse_path: ReversePath) -> bytes:
 def delivered_to_field(mailbox: Mailbox) -> bytes:
     """The Delivered-To field of final delivery, with its CRLF."""
     return f"Delivered-To: {_safe_path(mailbox)}\r\n".encode("utf-8", "replace")
+
+
+def _source(facts: SessionFacts) -> str:
+    if not facts.client_address:
+        return ""
+    helo = _safe_name(facts.helo) or "unknown"
+    kind = "IPv6:" if ":" in facts.client_address else ""
+    return f"from {helo} ({_safe_name(facts.client_name) or 'unknown'} [{kind}{facts.client_address}])\r\n\t"
 
 
 def _safe_name(name: str) -> str:

@@ -203,7 +203,7 @@ def _verifying_options(hostname: str, ca_path: str | None) -> Any:
     # Cached, because reading the platform's trust store takes tens of milliseconds.
     trust = None
     if ca_path is not None:
-        trust = ssl.trustRootFromCertificates(  # type: ignore[no-untyped-call]
+        trust = ssl.trustRootFromCertificates(
             [ssl.Certificate.loadPEM(_pem(one)) for one in _read_certificates(ca_path)]
         )
     extra = {"raiseMinimumTo": ssl.TLSVersion.TLSv1_2}
