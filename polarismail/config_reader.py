@@ -7,7 +7,7 @@ of TOML: what their own validators raise (ValueError, TypeError) is reported und
 key of it where the text starts with `key: `.
 
 Understood annotations: bool, int, float, str, FilePath, Literal, `X | None`, tuple[X, ...], tuple[str, int]
-(an address and a port, written "192.0.2.1:53"), dict[str, X] and attrs classes; a table that may be None is `false` where somebody wants it to be.
+(an address and a port, written "192.0.2.1:53"), dict[str, X], attrs classes; `false` for a table that may be None.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
         ok, value = math.isfinite(value) and value >= 0, float(value)
     elif hint is int:
         ok = type(value) is int and value >= 0
-    elif hint is FilePath and isinstance(value, str):
+    elif hint is FilePath and isinstance(value, str) and "\x00" not in value:
         return os.path.normpath(os.path.join(reading.directory, value)) if value and value != "-" else value
     else:
         ok = hint in (bool, str) and type(value) is hint and "\x00" not in str(value)
