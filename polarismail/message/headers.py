@@ -81,7 +81,7 @@ def has_field(octets: bytes, name: bytes) -> bool:
     """Whether the header section holds a field of that name. `name` in any case."""
     wanted = name.lower()
     section = header_section(octets).lower()
-    if not section.startswith(wanted) and b"\n" + wanted not in section:
+    if not section.startswith(wanted) and b"\r\n" + wanted not in section:
         return False
     return any(field.name == wanted for field in iterate_fields(section))
 
@@ -89,7 +89,7 @@ def has_field(octets: bytes, name: bytes) -> bool:
 def count_received(octets: bytes) -> int:
     """How many Received fields there are, for the loop limit (RFC 5321 §6.3). Runs for each message: about a microsecond."""
     section = header_section(octets).lower()
-    count = section.count(b"\nreceived:") + section.startswith(b"received:")
+    count = section.count(b"\r\nreceived:") + section.startswith(b"received:")
     if b"received " in section or b"received\t" in section:
         count = sum(field.name == b"received" for field in iterate_fields(section))
     return count

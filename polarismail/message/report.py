@@ -137,7 +137,7 @@ def _text(hostname: str, subject: Subject, fates: Sequence[Fate], now: float) ->
     failed = [fate for fate in fates if fate.action == FAILED]
     delayed = [fate for fate in fates if fate.action != FAILED]
     if failed:
-        out += _paragraph("Your message could not be delivered to these recipients:") + [""]
+        out += [*_paragraph("Your message could not be delivered to these recipients:"), ""]
         out += [line for fate in failed for line in _person(fate)]
         if any(fate.expired for fate in failed):
             days = _duration(max(0.0, now - subject.arrived))
@@ -165,7 +165,7 @@ def _person(fate: Fate) -> list[str]:
     address = f"<{_safe(str(fate.original))}>"
     if fate.forward_path != fate.original:
         address += f" (forwarded to <{_safe(str(fate.forward_path))}>)"
-    said = f"{_safe(fate.remote)} said: " if fate.remote else ""
+    said = f"While speaking to {_safe(fate.remote)}: " if fate.remote else ""
     why = f"{'The message has expired. Last: ' if fate.expired else ''}{said}{_safe(fate.diagnostic)}"
     return [*_cut(f"  {address}"), *_paragraph(why, "      "), ""]
 
