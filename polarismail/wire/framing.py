@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Where a line ends and where the content ends, for any slicing of the octet stream; dot-stuffing both ways.
+"""Where a line ends and where the content ends, for any slicing of the octet stream.
 
 Guarantees: only CRLF ends a command line, only CRLF "." CRLF ends the content (RFC 5321 §2.3.8, §4.1.1.4, §4.5.2;
 HOSTILE F1); no octet behind an end is touched; content costs a few scans at C speed, and no work per line.
 
-Never: lets a bare CR or LF take part in the end of data, in either direction.
+Never: lets a bare CR or LF take part in the end of data.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ class LineReader:
         end = buffer.find(b"\n", start)
         if end < 0:
             return self._wait(long)
+        if buffer[start] == _TLS_HANDSHAKE and not long and not self._skipped:
+            return LineProblem.TLS
         if end == start or buffer[end - 1] != _CR:
-            return LineProblem.TLS if self._is_handshake(start, long) else LineProblem.BARE_LINE_FEED
+            endless = self._skipped + end - start > self._max_discarded
+            return LineProblem.ENDLESS if endless else LineProblem.BARE_LINE_FEED
         if self._skipped or end + 1 - start > self._max:
             problem = self._judge_length(self._skipped + end - 1 - start, start, long)
             if problem is not None:
@@ -82,7 +85,7 @@ class LineReader:
         if start == len(buffer):
             self._buffer, self._offset = b"", 0
             return None
-        if self._is_handshake(start, long):
+        if buffer[start] == _TLS_HANDSHAKE and not long and not self._skipped:
             return LineProblem.TLS
         held = buffer[-1:] if buffer[-1] == _CR else b""
         length = self._skipped + len(buffer) - start - len(held)
@@ -93,12 +96,7 @@ class LineReader:
             return None
         return problem
 
-    def _is_handshake(self, start: int, long: bool) -> bool:
-        return self._buffer[start] == _TLS_HANDSHAKE and not long and not self._skipped
-
     def _judge_length(self, length: int, start: int, long: bool) -> LineProblem | None:
-        if self._is_handshake(start, long):
-            return LineProblem.TLS
         if length > self._max_discarded:
             return LineProblem.ENDLESS
         if not self._skipped:
@@ -162,27 +160,3 @@ def _undecided(buffer: bytes, start: int) -> int:
     if buffer.endswith(b"\r", start):
         return 2 if buffer.endswith(b"\r\n.\r", start) else 1
     return 1 if buffer.endswith(b"\r\n.", start) else 0
-
-
-class DotEncoder:
-    """Dot-stuff content whose lines end with CRLF, for any slicing (RFC 5321 §4.5.2).
-
-    The content must not hold a bare CR or LF: what came in through DotDecoder does not.
-    """
-
-    __slots__ = ("_tail",)
-
-    def __init__(self) -> None:
-        self._tail = b"\r\n"  # the last two octets of the content so far; a line starts at the very beginning
-
-    def receive(self, octets: bytes) -> bytes:
-        """Content in, octets for the wire out."""
-        if not octets:
-            return b""
-        joined = self._tail + octets
-        self._tail = joined[-2:]
-        return joined.replace(b"\r\n.", b"\r\n..")[len(joined) - len(octets) :]
-
-    def finish(self) -> bytes:
-        """What ends the data; a CRLF is added where the content did not end with one."""
-        return b".\r\n" if self._tail == b"\r\n" else _END

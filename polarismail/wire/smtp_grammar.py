@@ -165,8 +165,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("?", text[:_MAX_NAME])
 
 
-# The same few paths come again and again, and values are frozen. Failures are not kept.
-_path = lru_cache(maxsize=2048)(parse_path)
+@lru_cache(maxsize=2048)  # The same few paths come again and again, and values are frozen. Failures are not kept.
+def _path(text: str) -> Mailbox | None:
+    if "\ufffd" in text:
+        raise BadAddress("no UTF-8")  # it stands for octets that were none
+    return parse_path(text)
 
 
 def _parse_parameters(text: str) -> dict[str, str | None] | Reply:

@@ -75,6 +75,7 @@ _OTHER_PROTOCOLS = frozenset({"GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS"
 _HEADER_FIELD = re.compile(r"(?!MAIL|RCPT)[A-Z][A-Z0-9-]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+_FOREIGN = Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True)
 _OUT_OF_STEP = Refused(replies.OUT_OF_STEP, closes=True)
 _DATA, _RSET, _NOOP, _QUIT, _STARTTLS = Data(), Rset(), Noop(), Quit(), StartTls()
 
@@ -136,7 +137,9 @@ class SmtpServer:
 
     def receive(self, octets: bytes) -> None:
         """Append to what waits. Nothing is parsed."""
-        if self.state is not State.CLOSED:
+        if self.state is State.TLS:
+            self._fall_out_of_step()  # in clear, behind the reply to STARTTLS
+        elif self.state is not State.CLOSED:
             self._lines.receive(octets)
 
     def next_event(self) -> Event | None:
@@ -169,8 +172,7 @@ class SmtpServer:
         if owed is not None:
             follow = _FOLLOW.get(type(owed))
             if follow is not None and not follow(self, owed, reply):
-                self.out_of_step = True
-                self._next = _OUT_OF_STEP
+                self._fall_out_of_step()
                 return b""
         return reply.octets
 
@@ -199,10 +201,6 @@ class SmtpServer:
 
     def tls_started(self) -> None:
         """TLS begins: back to the state before EHLO, everything forgotten (RFC 3207 §4.2)."""
-        if self._lines:
-            # In clear, behind STARTTLS: dropped, and the connection with it (HOSTILE section 2).
-            self.out_of_step = True
-            self._next = _OUT_OF_STEP
         self._lines.drop()
         self.tls_active, self.authenticated = True, False
         self.state = State.GREETED
@@ -244,7 +242,7 @@ class SmtpServer:
             return self._read_response(line)
         text = line.decode("utf-8", "replace").rstrip(" \t")
         if not text.isprintable() and _CONTROL.search(text):
-            return _FOREIGN if line[:1] == b"\x16" else Refused(replies.BAD_OCTET)
+            return Refused(replies.BAD_OCTET)
         verb, _, argument = text.partition(" ")
         verb = verb.upper()
         if verb in _LAST_OF_ITS_GROUP and lines:
@@ -391,6 +389,12 @@ class SmtpServer:
         self._close()
         return True
 
+    def _fall_out_of_step(self) -> None:
+        """The client did not wait where it must: what it sent is dropped, and the connection with it (HOSTILE F6)."""
+        self.out_of_step = True
+        self._next = _OUT_OF_STEP
+        self._lines.drop()
+
     def _forget_transaction(self) -> None:
         self._transaction = None
         self.recipients = self._tried_recipients = 0
@@ -408,11 +412,9 @@ _LINE_PROBLEMS = {
     LineProblem.ENDLESS: Refused(replies.LINE_TOO_LONG, closes=True),
     # Whoever takes LF for the end of a line and whoever does not would see different commands: this ends here.
     LineProblem.BARE_LINE_FEED: Refused(replies.BARE_COMMAND, closes=True),
-    LineProblem.TLS: Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True),
+    LineProblem.TLS: _FOREIGN,
 }
 _READING = COMMAND_STATES | {State.AUTH}
-
-_FOREIGN = Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True)
 
 
 def _refuse_unknown(verb: str) -> Refused:

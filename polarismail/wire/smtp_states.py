@@ -26,6 +26,9 @@ class State(enum.Enum):
     TLS = "STARTTLS was answered with 220"
     CLOSED = "nothing more is read"
 
+    # Members are compared by identity and looked up for each command: Enum's own hash is a Python function.
+    __hash__ = object.__hash__
+
 
 COMMAND_STATES = frozenset({State.GREETED, State.READY, State.MAIL, State.RCPT})
 

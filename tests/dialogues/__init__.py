@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Conversations as text, and what plays them."""
