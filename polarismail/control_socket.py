@@ -15,6 +15,8 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -34,6 +36,19 @@ MAX_ANSWER_OCTETS = 16 * 1024 * 1024
 MAX_CONNECTIONS = 32
 IDLE_SECONDS = 300.0
 _BACKLOG = 16
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """A name for the same file that fits into a socket address, which holds 107 octets. Raises OSError."""
+    if len(os.fsencode(path)) < 100:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
 
 
 class NoServer(Exception):
@@ -176,7 +191,8 @@ class ControlServer:
         # The mode must hold from the first moment, not from a chmod on; nothing else makes files while this runs.
         before = os.umask(0o777 & ~self._mode)
         try:
-            listening.bind(self.path)
+            with _short(self.path) as path:
+                listening.bind(path)
         finally:
             os.umask(before)
         try:
@@ -219,7 +235,8 @@ class ControlClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         try:
-            self._socket.connect(path)
+            with _short(path) as name:
+                self._socket.connect(name)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as problem:
             self._socket.close()
             raise NoServer(path) from problem
