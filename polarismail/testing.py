@@ -170,7 +170,7 @@ class SmtpSink:
 
     Keys: "BANNER", "EHLO", "MAIL", "DATA", "DOT", "RSET", "QUIT" with a reply line; "RCPT" with a reply line for
     every recipient, or a mapping from address to reply line; "max_messages" for each connection (then 421).
-    The reply "DROP" closes the connection instead, "SILENCE" says nothing at all.
+    The reply "DROP" closes the connection instead, "SILENCE" says nothing from then on.
     """
 
     script: dict[str, Any] = field(factory=dict)
@@ -219,7 +219,7 @@ class SinkProtocol(LineReceiver):
         self.number = 0
         self.messages = 0
         self.helo = ""
-        self._in_data = False
+        self._in_data = self._is_silent = False
         self._reset()
 
     def _reset(self) -> None:
@@ -246,7 +246,9 @@ class SinkProtocol(LineReceiver):
         reply = default if not isinstance(reply, str) else reply
         if reply == "DROP":
             self.transport.abortConnection()
-        elif reply != "SILENCE":
+        elif reply == "SILENCE" or self._is_silent:
+            self._is_silent = True
+        else:
             self.transport.write(reply.replace("\n", "\r\n").encode() + b"\r\n")
         return reply
 

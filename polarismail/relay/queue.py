@@ -102,10 +102,6 @@ class Hand:
         """Whether some recipient of the message is in hand without an outcome."""
         return queue_id in self._open
 
-    def reopen(self, queue_id: str) -> None:
-        """An outcome was withdrawn."""
-        self._open[queue_id] = self._open.get(queue_id, 0) + 1
-
     def drop(self, recipient: QueuedRecipient) -> None:
         """Recorded or released: out of hand."""
         queue_id = recipient.message.queue_id
@@ -119,8 +115,9 @@ class Hand:
         self._open.pop(queue_id, None)
         self.octets -= self._octets.pop(queue_id, 0)
 
-    def __iter__(self) -> Iterable[QueuedRecipient]:  # type: ignore[override]
-        return iter(list(self._newest.values()))
+    def everyone(self) -> list[QueuedRecipient]:
+        """Every recipient in hand, as last claimed."""
+        return list(self._newest.values())
 
 
 class ReadyQueue:
