@@ -10,7 +10,7 @@ import enum
 from functools import lru_cache
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 class State(enum.Enum):
@@ -49,6 +49,11 @@ LEGAL: dict[str, frozenset[State]] = {
 """Which command is legal when; anything else is 503 and changes nothing (HOSTILE F8)."""
 
 
+def _check_recipients(_: object, __: object, number: int) -> None:
+    if not 1 <= number <= 50000:
+        raise ValueError(f"max_recipients: expected 1 to 50000, found {number}")
+
+
 @frozen
 class ServerSettings:
     """What one listener's engine allows (HOSTILE section 0). Lines are counted with their CRLF, text lines without."""
@@ -56,7 +61,7 @@ class ServerSettings:
     hostname: str = "localhost"
     max_message_octets: int = 52428800
     max_discarded_octets: int = 52428800  # how much beyond that is read, and thrown away, to find the end of data
-    max_recipients: int = 1000
+    max_recipients: int = field(default=1000, validator=_check_recipients)
     max_null_path_recipients: int = 5  # a DSN has one recipient (HOSTILE section 5)
     require_auth: bool = False
     bare_line_ends: Literal["normalise", "refuse"] = "normalise"

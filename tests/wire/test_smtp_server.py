@@ -386,3 +386,9 @@ def test_smtputf8_only_in_a_transaction_that_asked_for_it() -> None:
         assert isinstance(one(server, b"MAIL FROM:<a@b.example>" + parameter + b"\r\n"), Mail)
         server.answer(replies.SENDER_OK)
         assert isinstance(one(server, "RCPT TO:<ü@b.example>\r\n".encode()), kind)
+
+
+@pytest.mark.parametrize("number", [0, 50001])
+def test_no_setting_allows_recipients_without_bound(number: int) -> None:
+    with pytest.raises(ValueError, match="max_recipients"):
+        ServerSettings(max_recipients=number)
