@@ -24,14 +24,15 @@ from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
 from polarismail.net.tls import CertificateStore
+from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
 from polarismail.relay.manager import RelayManager
-from polarismail.serve.pop3 import MaildropDoor, Pop3Factory
+from polarismail.serve.maildrop_door import Maildrops
+from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
-from polarismail.store.interfaces import Account
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
 from polarismail.wire.smtp_server import ServerSettings, submission_settings
@@ -66,11 +67,13 @@ class Parts:
             reactor,
             self.spool.read,
             self.directory,
+            config.local,
             hostname=config.hostname,
             mail_root=config.paths.mail,
             record_event=record_event,
             now=now,
         )
+        bounces = Bounces(self.spool, self.directory, hostname=config.hostname, now=now)
         self.manager = RelayManager(
             reactor,
             self.spool,
@@ -78,7 +81,7 @@ class Parts:
             self.local,
             config.relay,
             hostname=config.hostname,
-            directory=self.directory,
+            compose=bounces.compose,
             record_event=record_event,
             now=now,
             random=random,
@@ -93,12 +96,13 @@ class Parts:
             check_greylist=self.greylist.check,
             settings=config.reception,
         )
+        self.maildrops = Maildrops(reactor, config.paths.mail, config.pop3.maildrop, config.pop3.door)
         self.portal = build_portal(
             self.directory,
             self.passwords,
             VerifiedLogins(config.auth.logins),
             lambda account, mind: Reception(self.desk, account),
-            self._open_door,
+            self.maildrops.door,
         )
         self.control = Control(
             database=self.database,
@@ -194,6 +198,9 @@ class Parts:
             reactor=self._reactor,
             tls_options=self._tls_options,
             record_event=self._telemetry.record_event,
+            settings=self.config.pop3.engine,
+            session_settings=self.config.pop3.session,
+            transport_settings=self.config.transport,
             counter=self._counters["pop3"],
         )
 
@@ -204,9 +211,6 @@ class Parts:
 
     def _tls_options(self) -> CertificateStore | None:
         return self._certificates
-
-    def _open_door(self, account: Account, mind: Any) -> MaildropDoor:
-        return MaildropDoor(account)
 
     @property
     def sessions(self) -> int:
@@ -229,3 +233,12 @@ class Parts:
     def reconfigure(self, config: Config) -> None:
         """Take what may change while running; new connections and new attempts see it."""
         self.config = config
+        self.desk.settings = config.reception
+        self.greylist.reconfigure(config.greylisting)
+        self.manager.reconfigure(config.relay)
+        for made in self._factories:
+            listener = made.context.listener
+            if listener.protocol == "pop3":
+                made.reconfigure(config.pop3.engine, config.pop3.session, config.transport)
+            else:
+                made.reconfigure(self._engine_settings(listener), config.session, config.transport)

@@ -69,6 +69,12 @@ class Greylist:
             looping = self._expiry.start(self.settings.expiry_interval_seconds, now=True)
             looping.addErrback(lambda failure: self.log.failure("greylist expiry ended", failure))
 
+    def reconfigure(self, settings: GreylistSettings) -> None:
+        """Judge by other settings from now on. The caches keep their size."""
+        self.settings = settings
+        self._allowed = NetworkList(settings.allow_networks)
+        self.start()
+
     def stop(self) -> Deferred[None]:
         """Write what is not yet written; fires when that is done or has failed."""
         if self._expiry.running:

@@ -94,6 +94,13 @@ class ESMTPFactory(SMTPFactory):
         self.connections.add(connection)
         return connection
 
+    def reconfigure(
+        self, settings: ServerSettings, session_settings: SessionSettings, transport_settings: TransportSettings
+    ) -> None:
+        """Other limits, for connections from now on."""
+        self.engine_settings, self._transport_settings = settings, transport_settings
+        self.context = evolve(self.context, settings=session_settings)
+
     def forget(self, connection: SmtpConnection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
