@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def unstuffed(octets: bytes) -> bytes:
 
 def slices(octets: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(octets), *(cut % (len(octets) + 1) for cut in cuts)})
-    return [octets[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [octets[a:b] for a, b in itertools.pairwise(places)]
 
 
 # Lines made of what matters: dots, ends, ordinary octets; the store keeps CRLF line ends only.
