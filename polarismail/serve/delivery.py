@@ -22,6 +22,8 @@ from polarismail.values.envelope import Envelope, Recipient, SessionFacts
 from polarismail.values.reply import NOT_QUEUED, OK, RECIPIENT_OK, SENDER_OK, Reply
 
 _MEMORY_OCTETS = 65536
+# Legal, but not in the words that the contract's Address has.
+NOT_EXPRESSIBLE = Reply(553, (5, 1, 3), "Address not supported here")
 
 
 @implementer(IDraft)
@@ -67,10 +69,13 @@ class DeliveryReception:
 
     def check_mail(self, facts: SessionFacts, mail: Any) -> Deferred[Reply]:
         """`validateFrom` with the contract's (host name, address) pair and its Address."""
-        from twisted.mail.smtp import Address
+        from twisted.mail.smtp import Address, AddressError
 
         self._makers = {}
-        origin = Address(str(mail.reverse_path or ""))
+        try:
+            origin = Address(str(mail.reverse_path or ""))
+        except AddressError:
+            return succeed(NOT_EXPRESSIBLE)
         d = maybeDeferred(self._delivery.validateFrom, _helo(facts), origin)
         return d.addCallbacks(lambda _: SENDER_OK, self._refusal)
 
@@ -78,9 +83,12 @@ class DeliveryReception:
         self, facts: SessionFacts, envelope: Envelope, rcpt: Any
     ) -> Deferred[tuple[Reply, tuple[Recipient, ...]]]:
         """`validateTo`; what it returns makes the IMessage later."""
-        from twisted.mail.smtp import User
+        from twisted.mail.smtp import AddressError, User
 
-        user = User(str(rcpt.forward_path), _helo(facts), None, str(envelope.reverse_path or ""))
+        try:
+            user = User(str(rcpt.forward_path), _helo(facts), None, str(envelope.reverse_path or ""))
+        except AddressError:
+            return succeed((NOT_EXPRESSIBLE, ()))
         d = maybeDeferred(self._delivery.validateTo, user)
 
         def accepted(maker: Any) -> tuple[Reply, tuple[Recipient, ...]]:

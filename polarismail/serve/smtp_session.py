@@ -129,7 +129,7 @@ class SmtpSession:
     def waiting(self) -> float:
         if self._draft is not None:
             # An absolute deadline that grows with what arrives: at least so many octets a second (HOSTILE F12).
-            allowed = self._settings.content_seconds + self._draft.size / self._settings.min_octets_per_second
+            allowed = self._settings.content_seconds + self._engine.content_octets / self._settings.min_octets_per_second
             return max(0.0, self._content_began + allowed - monotonic())
         return self._settings.command_seconds
 

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 PASSWORD = "correct horse"
 # Cheap hashing: what is tested here is mail, not the cost of argon2.
-_FAST_PASSWORDS = "memory_kib = 64\ntime_cost = 1\n"
+_FAST_PASSWORDS = "memory_kib = 64\niterations = 1\n"
 
 
 def free_port() -> int:
@@ -259,11 +259,13 @@ class Server:
     def smtp(self, port: str = "mx", login: str | None = None, password: str = PASSWORD) -> Iterator[smtplib.SMTP]:
         """A session with one of our ports; over TLS and logged in where `login` is given."""
         if port == "submissions":
-            client: smtplib.SMTP = smtplib.SMTP_SSL("localhost", self.ports[port], timeout=30, context=self.tls)
+            client: smtplib.SMTP = smtplib.SMTP_SSL(
+                "localhost", self.ports[port], "client.test", timeout=30, context=self.tls
+            )
         else:
-            client = smtplib.SMTP("localhost", self.ports[port], timeout=30)
+            client = smtplib.SMTP("localhost", self.ports[port], "client.test", timeout=30)
         try:
-            client.ehlo("client.test")
+            client.ehlo()
             if login:
                 if port != "submissions":
                     client.starttls(context=self.tls)
