@@ -193,7 +193,7 @@ class Recorder:
                 postponed |= {id(outcome) for outcome in about}
                 continue
             if report is not None:
-                reports.append((queue_id, report))
+                reports.append((queue_id, evolve(report, about=queue_id)))
         if not postponed:
             return outcomes
         later = self._now() + _UNWRITABLE_REPORT_SECONDS

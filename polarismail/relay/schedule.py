@@ -3,6 +3,8 @@
 
 RFC 5321 §4.5.4.1: the interval may vary with the cause, the give-up time is at least 4-5 days. Numbers: NUMBERS.md.
 
+How long a recipient lives in the queue is decided when it is accepted (`expires`).
+
     first wait by cause, then times `growth` for each attempt, never more than `longest_wait_seconds`;
     one more attempt at the very end of the life, then EXPIRED.
 """
@@ -31,8 +33,6 @@ class ScheduleSettings:
     jitter: float = 0.1
     """Each wait is made longer by up to this part of itself, so that what failed together does not return together.
     Longer, never shorter: a greylist that wants 300 s must not be asked after 290."""
-    life_seconds: float = 432_000.0
-    bounce_life_seconds: float = 86_400.0
     warn_after_seconds: float = 14_400.0
     """A sender hears of the delay after this; 0: never."""
 

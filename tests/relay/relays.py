@@ -113,7 +113,7 @@ class Relay:
         draft.write("\r\n".join(["Subject: report", "", message.queue_id, *lines, ""]).encode())
         to = message.reverse_path
         assert to is not None
-        return Submission(draft, Envelope(None, (Recipient(to, to, LOCAL, 1),)), FACTS, b"", about=message.queue_id)
+        return Submission(draft, Envelope(None, (Recipient(to, to, LOCAL, 1),)), FACTS, b"")
 
     def sink(self, address: str, script: dict[str, Any] | None = None, **options: Any) -> SmtpSink:
         """A remote server on the relay's port, at this loopback address."""

@@ -294,7 +294,7 @@ def test_an_operator_is_heard_at_once(make_relay: Callable[..., Relay]) -> None:
     sink = relay.sink("127.0.0.21", {"MAIL": "SILENCE"})
     stuck = relay.submit("first@there.test")
     relay.wait(lambda: any(command.startswith("MAIL") for command in sink.commands))
-    held, deleted, kept = relay.submit_many([["held@there.test"], ["deleted@there.test"], ["kept@there.test"]])
+    held, deleted, _ = relay.submit_many([["held@there.test"], ["deleted@there.test"], ["kept@there.test"]])
     relay.wait(lambda: relay.manager.counts().waiting == 3)
     relay.process.hold(QueueFilter(queue_ids=(held,)))
     relay.process.delete(QueueFilter(queue_ids=(deleted,)))
