@@ -25,7 +25,6 @@ from twisted.python.failure import Failure
 from polarismail.relay.local_writing import BatchThread, Contents, Job, LargeMessage, Receipts
 from polarismail.store import maildir as names
 from polarismail.store.interfaces import Account, IDirectory, Outcome, QueuedMessage, QueuedRecipient
-from polarismail.store.lru import LruCache
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildir_delivery import MaildirWriter, Receipt, refusal, sync_file_system
 from polarismail.store.threads import Answers, Workers
@@ -52,7 +51,6 @@ class LocalSettings:
     copies: int = 8  # of one large message, written side by side
     open_maildirs: int = 64
     retry_seconds: float = 300.0  # where a deferral is not scheduled by somebody who knows better
-    remembered: int = 20_000  # deliveries whose repetition is recognised
 
 
 def _no_event(name: str, fields: dict[str, Any]) -> None:
@@ -82,12 +80,9 @@ class LocalDelivery:
     ) -> None:
         self._read, self._directory, self._settings = read, directory, settings or LocalSettings()
         self._hostname, self._mail_root, self._record_event, self._now = hostname, mail_root, record_event, now
-        self._started = now()
-        self._attempted: LruCache[tuple[str, int], bool] = LruCache(self._settings.remembered)
         self._alarms: dict[str, float] = {}
         self._active: set[Deferred[list[Outcome]]] = set()
         self._answers = Answers(reactor)
-        self._reactor = reactor
         writer = MaildirWriter(mail_root, open_maildirs=self._settings.open_maildirs, sync=sync)
         self._batches = BatchThread(self._answers, writer, self._settings.batch)
         self._streams = DeferredSemaphore(self._settings.streams)
@@ -170,10 +165,8 @@ class LocalDelivery:
         except MaildirRefused as problem:
             return refusal(problem)
         message = recipient.message
-        mark = (message.queue_id, recipient.number)
-        # The first attempt of a message that this process accepted can repeat nothing: no look at the disk.
-        may_repeat = recipient.attempts > 0 or message.created < self._started or self._attempted.get(mark) is not None
-        self._attempted.put(mark, True)
+        # A recipient that was just committed has epoch 0: nobody can have tried it, so there is no look for an earlier copy.
+        may_repeat = recipient.attempts > 0 or recipient.epoch > 0
         key = names.delivery_key(message.created, message.queue_id, recipient.number)
         return Job(recipient, path, owner, names.render_unique(key, self._hostname), may_repeat)
 

@@ -35,7 +35,7 @@ class DoorSettings:
     piece_octets: int = 65536
 
 
-class Maildrops:
+class MaildropDoors:
     """All maildrops below one mail root. `door` makes avatars; the threads start with the first session."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Maildrops:
 class MaildropDoor:
     """See IMaildropAvatar."""
 
-    def __init__(self, maildrops: Maildrops, account: Account) -> None:
+    def __init__(self, maildrops: MaildropDoors, account: Account) -> None:
         self.account = account
         self._maildrops = maildrops
         self._open: OpenMaildrop | None = None
@@ -108,7 +108,7 @@ class MaildropDoor:
 class OpenMaildrop:
     """A locked maildrop for the reactor's thread. What is not a Deferred is answered from memory."""
 
-    def __init__(self, maildrops: Maildrops, maildrop: Maildrop) -> None:
+    def __init__(self, maildrops: MaildropDoors, maildrop: Maildrop) -> None:
         self._maildrops, self._maildrop = maildrops, maildrop
         self._under_way = 0
         self._closed = False

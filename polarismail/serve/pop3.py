@@ -15,13 +15,13 @@ from twisted.python.failure import Failure
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, Connection, TransportSettings
-from polarismail.serve.maildrop_door import MaildropDoor, Maildrops
+from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
 from polarismail.values.network import NetworkList
 from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 
-__all__ = ["MaildropDoor", "Maildrops", "Pop3Connection", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
+__all__ = ["MaildropDoor", "MaildropDoors", "Pop3Connection", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
 
 
 def _no_event(name: str, fields: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from zope.interface import implementer
 from polarismail.net.listeners import Listener
 from polarismail.net.tls import make_self_signed, server_options
 from polarismail.net.transport import TransportSettings
-from polarismail.serve.pop3 import Maildrops, Pop3Factory, Pop3SessionSettings, Pop3Settings
+from polarismail.serve.pop3 import MaildropDoors, Pop3Factory, Pop3SessionSettings, Pop3Settings
 from polarismail.store import maildir as names
 from polarismail.store.interfaces import Account
 from polarismail.values.address import Mailbox
@@ -47,7 +47,7 @@ class Checker(InMemoryUsernamePasswordDatabaseDontUse):
 class Realm:
     """Gives each name its door."""
 
-    def __init__(self, maildrops: Maildrops, uid: int | None) -> None:
+    def __init__(self, maildrops: MaildropDoors, uid: int | None) -> None:
         self._maildrops, self._uid = maildrops, uid
         self.logouts = 0
 
@@ -83,7 +83,7 @@ class Pop3World:
         if tls != "none" and not Path(self._pem[0]).exists():
             make_self_signed("localhost", self._pem[0], self._pem[1], ca_path=self._pem[2])
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.maildrops = Maildrops(reactor, str(self.root))
+        self.maildrops = MaildropDoors(reactor, str(self.root))
         self.realm = Realm(self.maildrops, uid)
         options = None if tls == "none" else server_options(self._pem[0], self._pem[1])
         self.implicit = tls == "implicit"
