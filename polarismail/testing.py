@@ -57,7 +57,7 @@ class DnsServer(server.DNSServerFactory):
         """Bind UDP and TCP to the same port (0: any free one); returns it."""
         for attempt in range(20):
             stream = reactor.listenTCP(port, self, interface=address)
-            number = stream.getHost().port
+            number: int = stream.getHost().port
             try:
                 datagrams = reactor.listenUDP(number, dns.DNSDatagramProtocol(self, reactor), interface=address)
             except CannotListenError:
@@ -213,6 +213,7 @@ class SinkProtocol(LineReceiver):
     """The sink's side of one connection: obedient, not strict."""
 
     MAX_LENGTH = 1 << 20
+    transport: Any
 
     def __init__(self, sink: SmtpSink) -> None:
         self.sink = sink
@@ -355,7 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         port = _listen_sink(reactor, chosen, data)
     print(f"ready {port}", flush=True)
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 def _listen_sink(reactor: Any, chosen: argparse.Namespace, script: dict[str, Any]) -> int:

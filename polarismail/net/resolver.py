@@ -186,7 +186,7 @@ class Resolver:
             for server in self._servers:
                 try:
                     message = await self._slots.run(self._exchange, server, query)
-                except (LookupFailed, OSError, *_TROUBLE) as problem:
+                except _PASSED_OVER as problem:
                     trouble = str(problem) or type(problem).__name__
                     continue
                 if message.rCode in (dns.OK, dns.ENAME):
@@ -202,7 +202,7 @@ class Resolver:
         protocol = _Datagrams(_Silent(), self._reactor)
         port = self._reactor.listenUDP(0, protocol, interface="::" if ":" in server[0] else "")
         try:
-            protocol.transport.connect(*server)  # type: ignore[attr-defined]
+            protocol.transport.connect(*server)
             message = await protocol.query(server, [query], seconds)
         except _TROUBLE:
             raise LookupFailed("the name server did not answer") from None
@@ -313,6 +313,7 @@ class _Datagrams(dns.DNSDatagramProtocol):
 
 
 _TROUBLE: tuple[type[Exception], ...] = (dns.DNSQueryTimeoutError, ConnectionRefusedError)
+_PASSED_OVER: tuple[type[Exception], ...] = (LookupFailed, OSError, *_TROUBLE)
 _RCODES = {dns.EFORMAT: "FORMERR", dns.ESERVER: "SERVFAIL", dns.ENOTIMP: "NOTIMP", dns.EREFUSED: "REFUSED"}
 
 
@@ -335,7 +336,8 @@ def _sort_answers(
             found.append(_value(record.payload, kind))
             values[owner] = (found, min(ttl, record.ttl))
         elif record.type == dns.CNAME:
-            aliases.setdefault(owner, (fold_name(record.payload.name.name), record.ttl))
+            alias: Any = record.payload
+            aliases.setdefault(owner, (fold_name(alias.name.name), record.ttl))
     return aliases, values
 
 
@@ -353,8 +355,9 @@ def _ordered(values: list[Any], kind: int) -> tuple[Any, ...]:
 def _negative_ttl(message: dns.Message, settings: ResolverSettings) -> float:
     """How long "there is none" holds: the SOA's lesser number (RFC 2308 §5), bounded."""
     for record in message.authority:
-        if record.type == dns.SOA and record.payload is not None:
-            return min(record.ttl, record.payload.minimum, settings.max_negative_ttl_seconds)
+        soa: Any = record.payload
+        if record.type == dns.SOA and soa is not None:
+            return float(min(record.ttl, soa.minimum, settings.max_negative_ttl_seconds))
     return settings.min_ttl_seconds
 
 

@@ -292,12 +292,10 @@ class Sites:
             return None
         site.window = self.settings.first_connections_per_site
         items = site.queue.drop(None)
-        host, problem = failures[-1]
+        host, last = failures[-1]
         is_final = all(failure.permanent for _, failure in failures)
         self._settle(
-            Verdict(
-                items, [problem.reply] * len(items), str(host), destination.is_explicit, None if is_final else False
-            )
+            Verdict(items, [last.reply] * len(items), str(host), destination.is_explicit, None if is_final else False)
         )
         return None
 
