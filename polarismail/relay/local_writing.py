@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
@@ -21,6 +22,8 @@ from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildir_delivery import Delivery, DiskContent, Draft, MaildirWriter, Receipt, refusal, to_disk
 from polarismail.store.threads import Answers
+from polarismail.values.address import Mailbox
+from polarismail.values.envelope import ReversePath
 from polarismail.values.reply import Reply
 
 LOOP = Reply(554, (5, 4, 6), "Mail loop: the message has been in this mailbox before")
@@ -46,9 +49,14 @@ Receipts = dict[int, Receipt]
 Contents = Mapping[str, bytes]  # by queue id
 
 
-def own_fields(recipient: QueuedRecipient) -> bytes:
+def own_fields(reverse_path: ReversePath, forward_path: Mailbox) -> bytes:
     """What final delivery puts in front (RFC 5321 §4.4): Return-Path, Delivered-To."""
-    return return_path_field(recipient.message.reverse_path) + delivered_to_field(recipient.forward_path)
+    return return_path_field(reverse_path) + delivered_to_field(forward_path)
+
+
+@lru_cache(maxsize=1024)
+def _own_fields_on_disk(reverse_path: ReversePath, forward_path: Mailbox) -> DiskContent:
+    return to_disk(own_fields(reverse_path, forward_path))
 
 
 def loops(recipient: QueuedRecipient, head: bytes) -> bool:
@@ -72,7 +80,7 @@ def write_small(writer: MaildirWriter, jobs: list[Job], contents: Contents) -> l
         content = on_disk.get(queue_id)
         if content is None:
             content = on_disk[queue_id] = to_disk(contents[queue_id])
-        head = to_disk(own_fields(job.recipient))
+        head = _own_fields_on_disk(job.message.reverse_path, job.recipient.forward_path)
         deliveries.append(Delivery(job.maildir, job.owner, job.unique, head, content, job.may_repeat))
         receipts.append(None)
     written = iter(writer.deliver(deliveries))
@@ -167,7 +175,7 @@ class LargeMessage:
             if loops(job.recipient, head):
                 self.receipts[at] = Receipt(LOOP)
                 continue
-            fields = own_fields(job.recipient)
+            fields = own_fields(job.message.reverse_path, job.recipient.forward_path)
             try:
                 self._drafts[at] = writer.open_draft(
                     job.maildir, job.owner, job.unique, fields, may_repeat=job.may_repeat

@@ -212,6 +212,26 @@ def test_an_abandoned_draft_leaves_nothing(tmp_path, writer) -> None:
     assert files(tmp_path / "anna") == []
 
 
+def specified(octets: bytes) -> tuple[bytes, int]:
+    """What lies on disk, and how long a reader makes it again."""
+    disk = octets.replace(b"\r\n", b"\n")
+    return disk, len(disk) + disk.count(b"\n") - disk.count(b"\r\n")
+
+
+@given(st.lists(st.sampled_from([b"\r\n", b"a", b".", b"\0", b"\xff"])).map(b"".join))
+@settings(deadline=None)
+def test_line_ends_of_spooled_content_become_lf(octets: bytes) -> None:
+    content = to_disk(octets)
+    assert (content.disk, content.wire_octets) == specified(octets)
+    assert content.wire_octets == len(octets)
+
+
+@pytest.mark.parametrize("octets", [b"a\rb\r\n", b"a\nb\r\n", b"\r\r\n", b"\r", b"\n"])
+def test_stray_line_ends_are_kept(octets: bytes) -> None:
+    content = to_disk(octets)
+    assert (content.disk, content.wire_octets) == specified(octets)
+
+
 @given(st.binary(max_size=60).map(lambda raw: bytes(b"\r\na."[octet % 4] for octet in raw)), st.data())
 @settings(deadline=None, max_examples=200)
 def test_pieces_of_a_draft_may_be_cut_anywhere(tmp_path_factory, octets: bytes, data) -> None:
@@ -224,12 +244,11 @@ def test_pieces_of_a_draft_may_be_cut_anywhere(tmp_path_factory, octets: bytes, 
         draft.write(octets[start:end])
     draft.finish()
     (receipt,) = writer.publish([draft])
-    whole = to_disk(octets)
-    written = (path / "new" / receipt.name).read_bytes()
-    assert written == whole.disk
-    assert names.FileName.parse(receipt.name).wire_octets == whole.wire_octets
+    disk, wire_octets = specified(octets)
+    assert (path / "new" / receipt.name).read_bytes() == disk
+    assert names.FileName.parse(receipt.name).wire_octets == wire_octets
     descriptor = os.open(path / "new" / receipt.name, os.O_RDONLY)
-    assert SizeCache(1).octets(descriptor) == whole.wire_octets
+    assert SizeCache(1).octets(descriptor) == wire_octets
     os.close(descriptor)
     os.unlink(path / "new" / receipt.name)
     writer.close()
