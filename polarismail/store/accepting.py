@@ -126,13 +126,15 @@ class RefusedByEffect(Exception):
 class AcceptLane:
     """The committer's lane of new messages. A job's payload is an Accept; its value Committed or Refused."""
 
+    needs_room = True
+
     def __init__(self, statements: Statements, incarnation: Callable[[], int]) -> None:
         self._statements, self._incarnation = statements, incarnation
 
     def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
         owner = self._incarnation()
-        alone = []
-        together = []
+        alone: list[Job] = []
+        together: list[Job] = []
         for job in jobs:
             accept: Accept = job.payload
             if accept.owner != owner:
@@ -141,7 +143,7 @@ class AcceptLane:
         if not self._insert_together(connection, together):
             alone = list(jobs)
         for job in alone:
-            run_in_savepoint(connection, job, lambda connection, job=job: self.insert(connection, job.payload))
+            run_in_savepoint(connection, job, self.insert)
             job.payload.undone = job.error is not None
             if isinstance(job.error, RefusedByEffect):
                 job.value, job.error = Refused(job.error.reply), None

@@ -19,9 +19,10 @@ from sqlalchemy import Connection, Engine
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from polarismail.store.dialects import as_polaris_error, is_final, is_lost
+from polarismail.store.dialects import as_polaris_error, is_final, is_full, is_lost
+from polarismail.store.reserve import Reserve
 from polarismail.store.threads import Answers
-from polarismail.values.errors import SpoolUnhealthy, Unavailable
+from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 
 # So that no transaction is long: about 30 ms of inserts.
 _LARGEST_GROUP = 1000
@@ -40,7 +41,9 @@ class Job:
 
 
 class Lane(Protocol):
-    """Jobs of one kind, which know how to be done together."""
+    """Jobs of one kind, which know how to be done together. `needs_room`: not to be tried while the disk is full."""
+
+    needs_room: bool
 
     def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
         """Do all of them inside the group's transaction, setting `value` or `error` of each.
@@ -52,16 +55,22 @@ class Lane(Protocol):
 class SavepointLane:
     """Plain functions of the connection, each in its savepoint."""
 
+    needs_room = False
+
     def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            run_in_savepoint(connection, job, job.payload)
+            run_in_savepoint(connection, job, _call)
 
 
-def run_in_savepoint(connection: Connection, job: Job, function: Callable[[Connection], Any]) -> None:
-    """Set the job's value to what the function returns; undo it and set the job's error where it raises."""
+def _call(connection: Connection, function: Callable[[Connection], Any]) -> Any:
+    return function(connection)
+
+
+def run_in_savepoint(connection: Connection, job: Job, function: Callable[[Connection, Any], Any]) -> None:
+    """Set the job's value to what the function makes of its payload; undo that and set the job's error where it raises."""
     savepoint = connection.begin_nested()
     try:
-        job.value = function(connection)
+        job.value = function(connection, job.payload)
         savepoint.commit()
     except Exception as error:
         if is_lost(error):
@@ -71,7 +80,8 @@ def run_in_savepoint(connection: Connection, job: Job, function: Callable[[Conne
 
 
 class Committer:
-    """The thread that writes. `healthy` turns false for good when the disk fails (DURABILITY rule 1)."""
+    """The thread that writes. `healthy` turns false for good when the disk fails (DURABILITY rule 1); `full` is true while
+    there is no room for new mail: the reserve has been given up, so that outcomes go on being recorded."""
 
     log = Logger()
 
@@ -82,10 +92,12 @@ class Committer:
         answers: Answers,
         tick: Callable[[Connection], Callable[[], None] | None] | None = None,
         tick_seconds: float = 5.0,
+        reserve: Reserve | None = None,
     ) -> None:
         """`tick` runs inside a transaction every `tick_seconds`, and before any group that comes later than that; what it
         returns is called after the commit."""
-        self.healthy = True
+        self.healthy, self.full = True, False
+        self._reserve = reserve
         self._engine, self._lock, self._answers = engine, lock, answers
         self._tick, self._tick_seconds = tick, tick_seconds
         self._next_tick = time.monotonic() + tick_seconds
@@ -141,10 +153,12 @@ class Committer:
     def _tick_due(self) -> bool:
         return self._tick is not None and time.monotonic() >= self._next_tick
 
-    def _commit(self, group: Sequence[Job]) -> None:
+    def _commit(self, group: Sequence[Job], *, again: bool = False) -> None:
         lanes: dict[Lane, list[Job]] = {}
         for job in group:
-            lanes.setdefault(job.lane, []).append(job)
+            job.error = SpoolFull("there is no room for more mail") if self.full and job.lane.needs_room else None
+            if job.error is None:
+                lanes.setdefault(job.lane, []).append(job)
         try:
             if not self.healthy:
                 raise SpoolUnhealthy("the disk under the database has failed")
@@ -154,6 +168,10 @@ class Committer:
                 afterwards()
         except Exception as error:
             # Rolled back, or in doubt where COMMIT itself failed: nobody may be told that it is done.
+            if is_full(error) and self._reserve is not None and not again:
+                self._give_up_reserve()
+                self._commit(group, again=True)
+                return
             self._disconnect()
             if is_final(error):
                 self.healthy = False
@@ -171,10 +189,19 @@ class Committer:
         with connection.begin():
             if self._tick is not None and self._tick_due():
                 self._next_tick = time.monotonic() + self._tick_seconds
+                if self.full and self._reserve is not None and self._reserve.fill():
+                    self.full = False
+                    self.log.info("there is room again: mail is accepted", event="disk_has_room")
                 afterwards = self._tick(connection)
             for lane, jobs in lanes.items():
                 lane.run(connection, jobs)
         return afterwards
+
+    def _give_up_reserve(self) -> None:
+        assert self._reserve is not None
+        self.full = True
+        self._reserve.release()
+        self.log.critical("the disk is full: no mail is accepted until there is room", event="disk_full")
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from polarismail.store.threads import Answer, Answers, Workers
 from polarismail.values.envelope import QUEUE_ID_LENGTH, parse_queue_id, render_queue_id
-from polarismail.values.errors import SpoolUnhealthy, Unavailable
+from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,7 +71,7 @@ class ContentFiles:
     # -- asynchronous, from the reactor's thread
 
     def append(self, file: ContentFile, pieces: Sequence[bytes]) -> Deferred[None]:
-        """Write behind what is there, making the file first. Fails with Unavailable (no room) or SpoolUnhealthy."""
+        """Write behind what is there, making the file first. Fails with SpoolFull or SpoolUnhealthy."""
         return self._workers.submit(self._append, file, pieces)
 
     def sync(self, file: ContentFile) -> Deferred[None]:
@@ -110,7 +110,7 @@ class ContentFiles:
                 _write_all(file.descriptor, pieces[at : at + _MOST_VECTORS])
         except OSError as problem:
             if problem.errno in _NO_ROOM:
-                raise Unavailable(f"no room for the content of {file.name}: {problem}") from problem
+                raise SpoolFull(f"no room for the content of {file.name}: {problem}") from problem
             self.healthy = False
             raise SpoolUnhealthy(f"cannot write the content of {file.name}: {problem}") from problem
 

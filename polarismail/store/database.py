@@ -28,6 +28,7 @@ from polarismail.store.dialects import as_polaris_error, is_database_error, make
 from polarismail.store.lock import NoLock, WritersLock
 from polarismail.store.migrations import migrate
 from polarismail.store.nodes import LEASE_SECONDS, Nodes
+from polarismail.store.reserve import RESERVE_OCTETS, Reserve
 from polarismail.store.threads import Answers, Workers
 from polarismail.values.errors import ConfigError, SpoolUnhealthy, Unavailable
 
@@ -55,10 +56,12 @@ class Database:
         joins: bool | None = None,
         readers: int = 2,
         lease_seconds: float = LEASE_SECONDS,
+        reserve_octets: int = RESERVE_OCTETS,
     ) -> None:
         """Nothing is opened yet. `lock_path`: where SQLite's writers queue; None means beside the file. `durable`: whether
         a commit survives a power cut; by default for `main` alone. `joins`: whether the process owns recipients (the
-        server; by default on `main`) or only looks in (commands). `reactor` may be None where only `transaction` is used.
+        server; by default on `main`) or only looks in (commands). `reserve_octets`: room kept beside SQLite's file for the
+        day when the disk is full. `reactor` may be None where only `transaction` is used.
 
         Raises ConfigError for a URL that cannot be used.
         """
@@ -70,6 +73,7 @@ class Database:
         self._writer = make_engine(url, durable=self.durable, writes=True)
         self._reader = make_engine(url, durable=self.durable, writes=False)
         self._nodes = Nodes(self._lock_path, lease_seconds)
+        self._reserve = Reserve(f"{self._path}.reserve", reserve_octets) if self._path and self._joins else None
         self._answers = Answers(reactor)
         self._reader_threads, self._lease_seconds = readers, lease_seconds
         self._committer: Committer | None = None
@@ -100,7 +104,9 @@ class Database:
             self._lock.close()
             raise as_polaris_error(error) from error
         tick = self._tick if self._joins else None
-        committer = Committer(self._writer, self._lock, self._answers, tick, self._lease_seconds / 6)
+        committer = Committer(self._writer, self._lock, self._answers, tick, self._lease_seconds / 6, self._reserve)
+        if self._reserve is not None:
+            committer.full = not self._reserve.fill()
         self._readers = Workers(
             self._answers, f"{self.branch}-reader", self._reader_threads, lambda: _Reader(self._reader), _Reader.close
         )
@@ -133,6 +139,11 @@ class Database:
     def healthy(self) -> bool:
         """False once the disk under the database has failed, until the process is started anew."""
         return self._committer is None or self._committer.healthy
+
+    @property
+    def full(self) -> bool:
+        """True while there is no room for new mail on the disk under a SQLite database."""
+        return self._committer is not None and self._committer.full
 
     @property
     def dialect(self) -> Dialect:

@@ -50,12 +50,15 @@ class _Stale(Exception):
 class RecordLane:
     """The committer's lane of outcomes. A job's payload is a Record; its value is Recorded."""
 
+    needs_room = False
+
     def __init__(self, statements: Statements, accepts: AcceptLane, incarnation: Callable[[], int]) -> None:
         self._statements, self._accepts, self._incarnation = statements, accepts, incarnation
 
     def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
         owner = self._incarnation()
-        together, alone = [], []
+        together: list[Job] = []
+        alone: list[Job] = []
         for job in jobs:
             record: Record = job.payload
             for report in record.reports:
@@ -66,7 +69,7 @@ class RecordLane:
         if not self._record_together(connection, together):
             alone = list(jobs)
         for job in alone:
-            run_in_savepoint(connection, job, lambda connection, job=job: self._record_one(connection, job.payload))
+            run_in_savepoint(connection, job, self._record_one)
 
     # -- the common way
 

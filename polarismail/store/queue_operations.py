@@ -9,11 +9,11 @@ delete takes the row from under it, and its outcome changes nothing. Whoever wor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import frozen
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, tuple_, update
-from twisted.internet import defer
 from twisted.internet.defer import Deferred
 
 from polarismail.store import claims, schema
@@ -147,13 +147,18 @@ class QueueOperations:
         for callback in self._callbacks:
             callback(action, recipients)
 
-    @defer.inlineCallbacks
-    def _change(self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None) -> Any:
+    def _change(
+        self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None
+    ) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._change_all(action, conditions, values))
+
+    async def _change_all(
+        self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None
+    ) -> int:
         last, count = (-1, -1), 0
         while True:
-            keys, left = yield self._database.write(
-                lambda connection, last=last: _change_piece(connection, conditions, values, last)
-            )
+            job = partial(_change_piece, conditions=conditions, values=values, last=last)
+            keys, left = await self._database.write(job)
             if not keys:
                 return count
             last, count = keys[-1], count + len(keys)
@@ -250,11 +255,11 @@ def _read_entries(
     connection: Connection, numbers: Sequence[int], conditions: Sequence[ColumnElement[bool]]
 ) -> list[QueueEntry]:
     messages = claims.read_messages(connection, numbers)
-    facts = dict(
-        (row[0], row[1])
+    facts = {
+        row[0]: row[1]
         for some in _pieces(numbers)
         for row in connection.execute(select(_messages.id, _messages.facts).where(_messages.id.in_(some)))
-    )
+    }
     recipients: dict[int, list[QueueRecipient]] = {}
     for some in _pieces(numbers):
         query = _joined(select(schema.recipients), [*conditions, _recipients.message_id.in_(some)])

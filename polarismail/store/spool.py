@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from attrs import frozen
@@ -57,7 +58,7 @@ from polarismail.store.queue_operations import QueueOperations
 from polarismail.store.statements import Statements, number_of
 from polarismail.store.threads import Answers
 from polarismail.values.envelope import QueueIds
-from polarismail.values.errors import SpoolUnhealthy, Unavailable
+from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 
 _KEPT_HEADS = 64
 
@@ -120,7 +121,7 @@ class Spool(QueueOperations):
             return fail(SpoolUnhealthy(f"the spool's directory cannot be used: {problem}"))
         self._store = FileStore(self._files) if in_files else ChunkStore(self._database)
         self._database.when_released(self._released)
-        return self._sweep()
+        return Deferred.fromCoroutine(self._sweep())
 
     def stop(self) -> Deferred[None]:
         """Finish what was asked of the content threads. Stop the database after this."""
@@ -143,6 +144,8 @@ class Spool(QueueOperations):
     def draft(self) -> Draft:
         if not self.healthy or self._store is None:
             raise SpoolUnhealthy("the spool takes no mail")
+        if self._database.full:
+            raise SpoolFull("there is no room for more mail")
         incarnation = self._database.incarnation
         if incarnation != self._ids_incarnation:
             self._ids, self._ids_incarnation = QueueIds(incarnation), incarnation
@@ -156,17 +159,18 @@ class Spool(QueueOperations):
         finished = submission.draft.finish()
         if finished is None:
             return self._accept(None, submission)
-        return finished.addCallback(self._accept, submission)
+        answered: Deferred[Committed | Refused] = finished.addCallback(self._accept, submission)
+        return answered
 
     def _accept(self, _: object, submission: Submission) -> Deferred[Committed | Refused]:
         draft = submission.draft
         try:
             accept = self._render(submission)
-        except Exception:
+        except Exception as error:
             draft.drop()
-            return fail(Failure())
+            return fail(error)
         answered: Deferred[Committed | Refused] = self._database.submit(self._accept_lane, accept)
-        return answered.addCallbacks(self._accepted, self._not_accepted, (draft,), None, (draft, accept), None)
+        return answered.addCallbacks(self._accepted, self._not_accepted, (draft,), {}, (draft, accept), {})
 
     def _render(self, submission: Submission) -> Accept:
         return Accept(
@@ -183,7 +187,7 @@ class Spool(QueueOperations):
         return answer
 
     def _not_accepted(self, failure: Failure, draft: Draft, accept: Accept) -> Failure:
-        if accept.undone:
+        if accept.undone or failure.check(SpoolFull) is not None:
             draft.drop()
         else:
             self._doubt(draft)
@@ -225,7 +229,7 @@ class Spool(QueueOperations):
         if not waits:
             return self._record(None, outcomes, reports)
         ready = defer.gatherResults(waits, consumeErrors=True)
-        ready.addErrback(lambda failure: failure.value.subFailure)
+        ready.addErrback(_first_failure)
         return ready.addCallback(self._record, outcomes, reports)
 
     def _record(
@@ -233,7 +237,7 @@ class Spool(QueueOperations):
     ) -> Deferred[list[Committed]]:
         record = Record(outcomes, [self._render(report) for report in reports])
         answered: Deferred[Recorded] = self._database.submit(self._record_lane, record)
-        return answered.addCallbacks(self._recorded, self._not_recorded, (reports,), None, (reports,), None)
+        return answered.addCallbacks(self._recorded, self._not_recorded, (reports,), {}, (reports,), {})
 
     def _not_recorded(self, failure: Failure, reports: Sequence[Submission]) -> Failure:
         for report in reports:
@@ -308,13 +312,12 @@ class Spool(QueueOperations):
 
     def _released(self) -> None:
         self._changed("released", [])
-        self._sweep().addErrback(self._not_swept)
+        Deferred.fromCoroutine(self._sweep()).addErrback(self._not_swept)
 
     def _not_swept(self, failure: Failure) -> None:
         self.log.failure("orphaned contents stay until the next start", failure, event="not_swept")
 
-    @defer.inlineCallbacks
-    def _sweep(self) -> Any:
+    async def _sweep(self) -> None:
         """Remove contents that no message refers to and whose process is dead: drafts of a crash, files of the leaving."""
         if self._files is None or self._store is None:
             return
@@ -322,11 +325,14 @@ class Spool(QueueOperations):
         if self._store.storage == CHUNKS:
             stores.append(self._store)
         for store in stores:
-            candidates = yield store.numbers()
-            orphans = yield self._database.read(lambda connection, found=candidates: _orphans(connection, found))
+            orphans = await self._database.read(partial(_orphans, numbers=await store.numbers()))
             if orphans:
                 self.log.info("sweeping {count} orphaned contents", event="swept", count=len(orphans))
-                yield store.sweep(orphans)
+                await store.sweep(orphans)
+
+
+def _first_failure(failure: Failure) -> Failure:
+    return failure.value.subFailure  # type: ignore[union-attr,no-any-return]
 
 
 def _orphans(connection: Connection, numbers: Sequence[int]) -> list[int]:

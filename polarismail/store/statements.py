@@ -168,5 +168,5 @@ def render_facts(facts: SessionFacts) -> str:
 
 def parse_facts(text: str) -> SessionFacts:
     """What `render_facts` wrote; fields that this version does not know are ignored."""
-    known = {field.name for field in SessionFacts.__attrs_attrs__}  # type: ignore[attr-defined]
+    known = {field.name for field in SessionFacts.__attrs_attrs__}
     return SessionFacts(**{name: value for name, value in json.loads(text or "{}").items() if name in known})

@@ -7,6 +7,7 @@
     |-- ConfigError         the configuration file: file, key, what was expected
     |-- Unavailable         a part of ours cannot answer now: always "try again", never "no"
     |   |-- SpoolUnhealthy  the spool met an I/O error: accept nothing, deliver nothing
+    |   |   `-- SpoolFull   no room on the disk: accept nothing, go on delivering
     |   `-- LookupFailed    DNS gave no answer (SERVFAIL, time-out): a deferral, never a bounce
     |-- NoSuchName          DNS says that the name does not exist (NXDOMAIN)
     |-- ControlError        an operator asked for what cannot be done; `str()` is for people
@@ -39,6 +40,10 @@ class Unavailable(PolarisError):
 
 class SpoolUnhealthy(Unavailable):
     """The spool cannot keep a promise (DURABILITY rule 1 and 4)."""
+
+
+class SpoolFull(SpoolUnhealthy):
+    """There is no room on the disk (452 4.3.1): nothing is accepted, while outcomes are still recorded."""
 
 
 class LookupFailed(Unavailable):

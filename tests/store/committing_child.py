@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Commits and removes messages as fast as it can until it is killed; says on its output what has been acknowledged.
 
-    python -m tests.store.committing_child URL DIRECTORY
+    python -m tests.store.committing_child URL DIRECTORY [stop]
+
+With `stop` it ends, saying `unhealthy`, when the spool does not take mail any more.
 
 Lines: `+QUEUE-ID SIZE` accepted, `~QUEUE-ID` about to be removed, `-QUEUE-ID` its recipients recorded. But for `~` a line is
 written after the answer, so everything that was read from the pipe had been promised.
@@ -19,6 +21,7 @@ from twisted.internet.task import react
 from polarismail.store.database import Database
 from polarismail.store.interfaces import Submission
 from polarismail.store.spool import Spool
+from polarismail.values.errors import Unavailable
 from tests.store.spools import FACTS, TRACE, done, envelope
 
 
@@ -27,7 +30,7 @@ def content(size: int) -> bytes:
     return (b"%d\r\n" % size) * (size // 4 + 1)
 
 
-async def run(url: str, directory: str) -> None:
+async def run(url: str, directory: str, stops: bool) -> None:
     database = Database(url, reactor=reactor)
     await database.start()
     spool = Spool(database, directory, reactor)
@@ -53,8 +56,19 @@ async def run(url: str, directory: str) -> None:
                 await spool.record([done(one) for one in committed.recipients])
                 say(f"-{committed.message.queue_id}\n")
 
+    async def until_unhealthy(at: int) -> None:
+        try:
+            await commit(at)
+        except Unavailable:
+            # A few commits later at the latest, the one whose sync failed has told the others.
+            assert not spool.healthy, "refused, but healthy"
+
+    if stops:
+        await gatherResults([Deferred.fromCoroutine(until_unhealthy(at)) for at in range(20)])
+        say("unhealthy\n")
+        return
     await gatherResults([Deferred.fromCoroutine(commit(at)) for at in range(20)])
 
 
 if __name__ == "__main__":
-    react(lambda _: Deferred.fromCoroutine(run(sys.argv[1], sys.argv[2])))
+    react(lambda _: Deferred.fromCoroutine(run(sys.argv[1], sys.argv[2], len(sys.argv) > 3)))

@@ -16,6 +16,7 @@ from polarismail.store.interfaces import Committed, Outcome, QueuedRecipient, Su
 from polarismail.store.spool import Spool, SpoolSettings
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, DsnRequest, Envelope, Recipient, RecipientState, SessionFacts
+from polarismail.values.errors import Unavailable
 from tests.databases import database_url
 from tests.reactor import reactor, run
 
@@ -66,10 +67,14 @@ class Process:
 
         async def write() -> Any:
             draft = self.spool.draft()
-            for piece in pieces:
-                waits = draft.write(piece)
-                if waits is not None:
-                    await waits
+            try:
+                for piece in pieces:
+                    waits = draft.write(piece)
+                    if waits is not None:
+                        await waits
+            except Unavailable:
+                draft.abandon()
+                raise
             return draft
 
         return run(write)
