@@ -15,17 +15,19 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReadDescriptor
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from polarismail.config import ControlSettings
 from polarismail.control import Control, do_operation
@@ -35,7 +37,7 @@ MAX_REQUEST_OCTETS = 256 * 1024
 MAX_ANSWER_OCTETS = 16 * 1024 * 1024
 MAX_CONNECTIONS = 32
 IDLE_SECONDS = 300.0
-_BACKLOG = 16
+_BACKLOG = 64
 
 
 @contextmanager
@@ -55,6 +57,7 @@ class NoServer(Exception):
     """Nobody answers at the socket: no server runs here."""
 
 
+@implementer(IHalfCloseableProtocol)
 class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     """One operator's connection."""
 
@@ -66,6 +69,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
         self._busy = False
+        self._ended = False  # the client asks nothing more
         self._gone = False
 
     def connectionMade(self) -> None:
@@ -73,7 +77,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
         self.factory.open.add(self)
         if len(self.factory.open) > MAX_CONNECTIONS:
             self._answer({"error": "too many connections to the control socket", "kind": "unavailable"})
-            self._close()
+            self.close()
             return
         self.callLater = self.factory.reactor.callLater  # type: ignore[method-assign]  # TimeoutMixin's way in
         self.setTimeout(IDLE_SECONDS)
@@ -84,12 +88,22 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
         self.setTimeout(None)
         self.factory.open.discard(self)
 
+    def readConnectionLost(self) -> None:
+        """The client has asked everything; it still reads the answers (`nc -U` does so)."""
+        self._ended = True
+        if not self._busy:
+            self.close()
+
+    def writeConnectionLost(self) -> None:
+        """The client has gone; what runs goes on to its end."""
+        self.close()
+
     def timeoutConnection(self) -> None:
         """Idle for too long; while an operation runs the client is not idle."""
         if self._busy:
             self.setTimeout(IDLE_SECONDS)
         else:
-            self._close()
+            self.close()
 
     def lineReceived(self, line: bytes) -> None:
         """Queue one request; reading stops while one is being answered."""
@@ -102,7 +116,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     def lineLengthExceeded(self, line: bytes) -> None:
         """The stream cannot be read any further."""
         self._answer({"error": f"a request has at most {MAX_REQUEST_OCTETS} octets", "kind": "refused"})
-        self._close()
+        self.close()
 
     def _next(self) -> None:
         # A loop over the reactor, so that many requests in one segment are no recursion.
@@ -121,6 +135,8 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
         else:
             self._busy = False
             self._resume()
+            if self._ended:
+                self.close()
 
     def _do(self, line: bytes) -> Any:
         try:
@@ -142,7 +158,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
 
     def _unexpected(self, failure: Failure) -> None:
         self.log.failure("an answer of the control socket could not be sent", failure)
-        self._close()
+        self.close()
 
     def _answer(self, answer: dict[str, Any]) -> None:
         octets = json.dumps(answer).encode("ascii")
@@ -151,7 +167,8 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
         if not self._gone:
             self.sendLine(octets)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the connection when what was said has gone out."""
         if self.transport is not None:
             self.transport.loseConnection()
 
@@ -175,6 +192,54 @@ class ControlFactory(Factory):
         self.open: set[ControlProtocol] = set()
 
 
+@implementer(IReadDescriptor)
+class _Acceptor:
+    """The listening descriptor. Twisted's own UNIX port changes the socket's mode, and removes files by a name that may be
+    another one's by then; here neither happens."""
+
+    def __init__(self, listening: socket.socket, factory: ControlFactory) -> None:
+        self._listening, self._factory, self._reactor = listening, factory, factory.reactor
+
+    def fileno(self) -> int:
+        """Of the listening socket."""
+        return self._listening.fileno()
+
+    def logPrefix(self) -> str:
+        """ILoggingContext."""
+        return "control"
+
+    def doRead(self) -> None:
+        """Take one connection; the reactor calls again for the next."""
+        try:
+            accepted, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # the client thought better of it
+        except OSError as problem:
+            # Out of descriptors: without a pause the reactor would call us again at once, for ever.
+            ControlProtocol.log.error("the control socket cannot accept: {problem}", problem=str(problem))
+            self._reactor.removeReader(self)
+            self._reactor.callLater(1.0, self.start)
+            return
+        with accepted:
+            accepted.setblocking(False)
+            self._reactor.adoptStreamConnection(accepted.fileno(), socket.AF_UNIX, self._factory)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor is at its end."""
+        self.stop()
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if self._listening.fileno() >= 0:
+            self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        """Accept no more. Idempotent."""
+        if self._listening.fileno() >= 0:
+            self._reactor.removeReader(self)
+            self._listening.close()
+
+
 class ControlServer:
     """The listening side. A socket file that a killed server left behind is replaced; a live server's is not."""
 
@@ -182,7 +247,7 @@ class ControlServer:
         self._reactor, self.path = reactor, path
         self._mode = 0o660 if settings.group_access else 0o600
         self.factory = ControlFactory(control, reactor)
-        self._port: IListeningPort | None = None
+        self._acceptor: _Acceptor | None = None
 
     def start(self) -> None:
         """Listen. Raises OSError, EADDRINUSE when another server answers there."""
@@ -193,28 +258,28 @@ class ControlServer:
         try:
             with _short(self.path) as path:
                 listening.bind(path)
-        finally:
-            os.umask(before)
-        try:
             listening.listen(_BACKLOG)
             listening.setblocking(False)
-            self._port = self._reactor.adoptStreamPort(listening.fileno(), socket.AF_UNIX, self.factory)
+        except OSError:
+            listening.close()
+            raise
         finally:
-            listening.close()  # the reactor has a descriptor of its own
+            os.umask(before)
+        self._acceptor = _Acceptor(listening, self.factory)
+        self._acceptor.start()
 
-    def stop(self) -> Deferred[None]:
-        """Stop listening, remove the socket file, drop the connections."""
-        port, self._port = self._port, None
-        if port is None:
-            return succeed(None)
+    def stop(self) -> None:
+        """Stop listening, remove the socket file, drop the connections. Idempotent."""
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is None:
+            return
+        acceptor.stop()
         try:
             os.unlink(self.path)
         except FileNotFoundError:
             pass  # somebody cleaned up before us, which is as good
         for protocol in list(self.factory.open):
-            protocol._close()
-        stopped: Deferred[None] = maybeDeferred(port.stopListening)  # type: ignore[call-overload]
-        return stopped
+            protocol.close()
 
     def _remove_stale(self) -> None:
         try:
@@ -229,21 +294,36 @@ class ControlServer:
 
 
 class ControlClient:
-    """The asking side, for commands: blocking. Raises NoServer when nobody answers, PermissionError when we may not ask."""
+    """The asking side, for commands: blocking. Raises NoServer when no server runs, Unavailable when it does not answer,
+    PermissionError when we may not ask."""
 
     def __init__(self, path: str, *, timeout_seconds: float = 120.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         try:
             with _short(path) as name:
-                self._socket.connect(name)
+                self._connect(name, time.monotonic() + timeout_seconds)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as problem:
             self._socket.close()
             raise NoServer(path) from problem
-        except OSError:
+        except PermissionError:
             self._socket.close()
             raise
+        except OSError as problem:
+            self._socket.close()
+            raise Unavailable(f"the server does not answer at its control socket: {problem}") from problem
         self._lines = self._socket.makefile("rb")
+
+    def _connect(self, name: str, until: float) -> None:
+        while True:
+            try:
+                self._socket.connect(name)
+                return
+            except BlockingIOError:
+                # More clients wait than the kernel keeps in line; it does not wait for a place by itself.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Ask for one operation. Raises ControlError as the server did, and Unavailable, also when it does not answer."""

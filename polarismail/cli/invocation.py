@@ -17,6 +17,7 @@ from attrs import define
 
 from polarismail.config import Config, load
 from polarismail.control_socket import ControlClient, NoServer
+from polarismail.store.migrations import rehearse
 from polarismail.values.errors import ConfigError
 
 T = TypeVar("T")
@@ -82,11 +83,11 @@ def _run_offline(config: Config, work: Callable[[Call], Coroutine[Any, Any, T]])
 
     from polarismail.cli.offline import OfflineControl
 
+    control = OfflineControl(reactor, config)
     _become_owner(config)
     outcome: list[tuple[T | None, BaseException | None]] = []
 
     async def main() -> None:
-        control = OfflineControl(reactor, config)
         try:
             await control.start()
             try:
@@ -122,6 +123,7 @@ def _become_owner(config: Config) -> None:
     if not stat.S_ISDIR(owner.st_mode):
         raise ConfigError(f"{state}: expected a directory")
     if os.geteuid() == 0 and owner.st_uid != 0:
+        rehearse()
         os.setgroups([])
         os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
         os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, inspect, text
+from sqlalchemy import Connection, MetaData, create_engine, inspect, text
 
 from polarismail.store import schema
 from polarismail.store.dialects import lock_migrations
@@ -47,6 +47,16 @@ def migrate(connection: Connection, branch: str) -> bool:
     except CommandError as problem:
         raise ConfigError(f"the database {branch!r} cannot be migrated: {problem}") from problem
     return True
+
+
+def rehearse() -> None:
+    """Run every migration on databases in memory, so that all that they import is loaded: for a process that is about to
+    become another user, who may not be allowed to read where Python is installed."""
+    for branch in HEADS:
+        engine = create_engine("sqlite://")
+        with engine.begin() as connection:
+            migrate(connection, branch)
+        engine.dispose()
 
 
 def configuration(branch: str, connection: Connection | None = None) -> Any:
