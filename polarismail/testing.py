@@ -168,7 +168,7 @@ class Received:
 class SmtpSink:
     """A remote SMTP server. `script` says what it answers instead of yes; it may be changed while it runs.
 
-    Keys: "BANNER", "EHLO", "MAIL", "DATA", "DOT", "RSET", "QUIT" with a reply line; "RCPT" with a reply line for
+    Keys: "BANNER", "EHLO", "STAR", "MAIL", "DATA", "DOT", "RSET", "QUIT" with a reply line; "RCPT" with a reply line for
     every recipient, or a mapping from address to reply line; "max_messages" for each connection (then 421).
     The reply "DROP" closes the connection instead, "SILENCE" says nothing from then on.
     """
@@ -292,8 +292,8 @@ class SinkProtocol(LineReceiver):
         elif verb in ("RSET", "NOOP"):
             self._reset()
             self._say(verb, "250 2.0.0 ok")
-        else:
-            self._say(verb, "502 5.5.1 not implemented")
+        elif self._say(verb, "502 5.5.1 not implemented").startswith("220"):
+            self.transport.loseConnection()  # "go ahead" to STARTTLS, from one who cannot do TLS
 
     def _recipient(self, line: bytes) -> None:
         found = _PATH.search(line)

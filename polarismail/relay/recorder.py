@@ -168,7 +168,9 @@ class Recorder:
                         await self._write([outcome])
                     return
                 if not isinstance(problem, Unavailable):
-                    raise
+                    # It stays in hand, so that nobody tries it again before an operator has looked, or until the restart.
+                    self.log.failure("an outcome cannot be recorded", outcome=str(outcomes[0])[:500])
+                    return
                 if not await self._wait_for_spool(problem):
                     return
                 continue

@@ -408,3 +408,61 @@ def test_nothing_is_tried_while_outcomes_cannot_be_recorded(make_relay: Callable
     broken[0] = False
     relay.wait_empty()
     assert len(sink.received) == 2 and len(relay.maildrops.delivered) == 1
+
+
+def test_broken_starttls_is_spoken_to_in_plain_text_and_remembered(make_relay: Callable[..., Relay]) -> None:
+    relay = make_relay(ONE_MX, idle_seconds=0.0)
+    sink = relay.sink("127.0.0.21", {"STAR": "220 2.0.0 go ahead"}, extensions=("PIPELINING", "STARTTLS"))
+    relay.submit("zoe@there.test")
+    relay.wait_empty()
+    assert len(sink.received) == 1 and sink.commands.count("STARTTLS") == 1
+    relay.wait(lambda: relay.manager.counts().connections == 0)
+    relay.submit("zoe@there.test")
+    relay.wait_empty()
+    assert len(sink.received) == 2 and sink.commands.count("STARTTLS") == 1
+    assert not relay.named("deferred")
+
+
+def test_the_sender_hears_of_a_long_delay_once(make_relay: Callable[..., Relay]) -> None:
+    relay = make_relay(ONE_MX, bad_host_seconds=0.0)
+    queue_id = relay.submit("zoe@there.test")
+    for attempt in range(1, 5):
+        relay.wait(lambda n=attempt: len(relay.named("deferred")) == n and relay.manager.counts().in_hand == 0)
+        relay.advance(3 * 3600)
+    relay.wait(lambda: len(relay.named("deferred")) == 5 and relay.manager.counts().in_hand == 0)
+    assert [fields["queue_id"] for fields in relay.named("bounced")] == [queue_id]
+    assert len(relay.maildrops.delivered) == 1
+
+
+def test_a_report_that_cannot_be_written_makes_the_failure_a_deferral(make_relay: Callable[..., Relay]) -> None:
+    relay = make_relay()
+    compose = relay.manager._recorder._compose
+
+    async def broken(outcomes: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    relay.manager._recorder._compose = broken
+    relay.submit("a@gone.test")
+    relay.wait(lambda: relay.named("failed") and relay.manager.counts().in_hand == 0)
+    (left,) = relay.queue().values()
+    assert left.state is RecipientState.QUEUED and left.recipient.next_attempt > relay.now()
+    relay.manager._recorder._compose = compose
+    relay.advance(3700)
+    relay.wait_empty()
+    assert len(relay.named("bounced")) == 1
+
+
+def test_an_outcome_that_the_store_does_not_take_does_not_stop_the_others(make_relay: Callable[..., Relay]) -> None:
+    relay = make_relay(retry_record_seconds=0.1)
+    record = relay.spool.record
+
+    def picky(outcomes: Any, reports: Any = ()) -> Any:
+        if any(str(outcome.recipient.forward_path) == "poison@local.test" for outcome in outcomes):
+            raise ValueError("what is this")
+        return record(outcomes, reports)
+
+    relay.spool.record = picky  # type: ignore[method-assign]
+    relay.submit("a@local.test", "poison@local.test", "b@local.test")
+    relay.wait(lambda: relay.manager.counts().in_hand <= 1)
+    assert set(relay.queue()) == {"poison@local.test"}
+    assert not relay.manager.counts().suspended
