@@ -92,6 +92,7 @@ class LocalDelivery:
     def deliver(self, recipients: Sequence[QueuedRecipient]) -> Deferred[list[Outcome]]:
         """Deliver to each; the outcomes come in the same order. Never fails: what went wrong is a deferral."""
         done = Deferred.fromCoroutine(self._deliver(list(recipients)))
+        done.addErrback(self._unforeseen, recipients)
         if not done.called:
             self._active.add(done)
             done.addBoth(self._forget, done)
@@ -255,6 +256,10 @@ class LocalDelivery:
     def _failed(self, failure: Failure, jobs: dict[int, Job]) -> Receipts:
         self.log.failure("local delivery met something unforeseen", failure)
         return {at: Receipt(TRY_AGAIN, alarm=True) for at in jobs}
+
+    def _unforeseen(self, failure: Failure, recipients: Sequence[QueuedRecipient]) -> list[Outcome]:
+        self._failed(failure, {})
+        return [self._outcome(recipient, Receipt(TRY_AGAIN, alarm=True)) for recipient in recipients]
 
     def _outcome(self, recipient: QueuedRecipient, receipt: Receipt) -> Outcome:
         reply = receipt.reply

@@ -83,7 +83,7 @@ class Pop3Factory(Factory):
             auth_mechanisms=session.auth_mechanisms,
         )
         connection = Pop3Connection(self.context.reactor, engine, session, self._transport_settings)
-        connection.factory = self  # type: ignore[assignment]
+        connection.factory = self
         connection.address = address
         self.connections.add(connection)
         return connection

@@ -17,12 +17,14 @@ from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.mail.interfaces import IMailboxPOP3
 from twisted.python.failure import Failure
 
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import Connection
+from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildrop import Entry, MaildropInUse, MessageGone
@@ -212,28 +214,29 @@ class Pop3Session:
     async def _log_in_and_open(self, name: str, password: bytes, authzid: str) -> None:
         portal = self._context.portal
         try:
-            login = portal.login(credentials_for(portal, name, password, authzid), None, IMaildropAvatar)
-            _, avatar, self._logout = await login
+            credentials = credentials_for(portal, name, password, authzid)
+            interface, avatar, self._logout = await portal.login(credentials, None, IMaildropAvatar, IMailboxPOP3)
         except (UnauthorizedLogin, LoginFailed):
             return await self._refuse_login(name)
         except Unavailable:
             return await _done(self._answer(events.TRY_AGAIN))
-        if self._connection.closed:
-            return self._leave()
+        if interface is IMailboxPOP3:
+            avatar = MailboxDoor(avatar)
         try:
-            self._maildrop = await avatar.open()
+            maildrop = await avatar.open()
         except Exception as problem:
             self._leave()
-            if self._connection.closed:
-                return None
             return await _done(self._answer(self._cannot_open(problem, name)))
         if self._connection.closed:
+            # It left while we were busy: `lost` found nothing to let go of yet.
             return self._leave()
-        messages, octets = self._maildrop.totals()
+        self._maildrop = maildrop
         self._context.record_event(
             "login", {"client": self._client_address, "listener": self._context.listener.name, "login": name}
         )
+        messages, octets = maildrop.totals()
         self._connection.send(self._engine.answer(ok(f"{messages} messages ({octets} octets)")))
+        return None
 
     def _cannot_open(self, problem: Exception, name: str) -> Pop3Reply:
         if isinstance(problem, MaildropInUse):
@@ -241,7 +244,8 @@ class Pop3Session:
         if isinstance(problem, MaildirRefused):
             self.log.error("the maildrop of {login} cannot be used: {why}", login=name, why=str(problem))
             return events.OUT_OF_ORDER
-        self.log.failure("the maildrop of {login} cannot be opened", Failure(problem), login=name)
+        if not self._connection.closed:
+            self.log.failure("the maildrop of {login} cannot be opened", Failure(problem), login=name)
         return events.TRY_AGAIN
 
     async def _refuse_login(self, name: str) -> None:
