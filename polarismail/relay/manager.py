@@ -91,6 +91,7 @@ class RelayManager(Service):
         )
         self._finding: dict[str, list[Item]] = {}  # by next hop, while its site is looked up
         self._maildrops = Maildrops(reactor, local.deliver, settings, self._settle_local)
+        self._listens = False
         self._timer: Any = None
         self._timer_due = 0.0
         self._looking = self._look_again = self._look_failing = self._behind = self._closing = False
@@ -102,8 +103,12 @@ class RelayManager(Service):
     def startService(self) -> None:
         """Take work: first what is due already."""
         super().startService()
+        self._closing = False
         self._resume()
-        self._spool.on_operator_change(self.operator_changed)
+        if not self._listens:
+            self._listens = True
+            self._spool.on_operator_change(self.operator_changed)
+            self._spool.when_removed(self._removed)
         self.look()
 
     async def _stop(self) -> None:
@@ -320,6 +325,10 @@ class RelayManager(Service):
         ):
             self._behind = False
             self.look()
+
+    def _removed(self, queue_ids: Sequence[str]) -> None:
+        for queue_id in queue_ids:
+            self._record_event("removed", {"queue_id": queue_id})
 
     def suspended(self) -> None:
         """The recorder's word: the spool cannot be written, so nothing new is tried."""

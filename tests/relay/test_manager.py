@@ -55,6 +55,7 @@ def test_new_mail_goes_out_at_once_and_leaves_the_spool(make_relay: Callable[...
     assert event["queue_id"] == queue_id and event["recipient"] == "zoe@there.test"
     assert event["relay"] == f"mx.there.test[127.0.0.21]:{relay.port}" and event["reply"].startswith("250")
     assert relay.manager.counts().in_hand == 0
+    assert [name for name, _ in relay.events] == ["relayed", "removed"]
 
 
 def test_local_and_foreign_recipients_of_one_message(make_relay: Callable[..., Relay]) -> None:
