@@ -28,7 +28,7 @@ from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
 from polarismail.relay.manager import RelayManager
-from polarismail.serve.maildrop_door import Maildrops
+from polarismail.serve.maildrop_door import MaildropDoors
 from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.database import COUNTERS, Database
@@ -96,13 +96,13 @@ class Parts:
             check_greylist=self.greylist.check,
             settings=config.reception,
         )
-        self.maildrops = Maildrops(reactor, config.paths.mail, config.pop3.maildrop, config.pop3.door)
+        self.doors = MaildropDoors(reactor, config.paths.mail, config.pop3.maildrop, config.pop3.door)
         self.portal = build_portal(
             self.directory,
             self.passwords,
             VerifiedLogins(config.auth.logins),
             lambda account, mind: Reception(self.desk, account),
-            self.maildrops.door,
+            self.doors.door,
         )
         self.control = Control(
             database=self.database,
@@ -150,6 +150,7 @@ class Parts:
                 await maybeDeferred(getattr(part, "stopService", None) or part.stop)
                 if part is self.manager:
                     await self.local.stop()
+                    self.doors.stop()
             except Exception:
                 self.log.failure("{part} did not stop", part=type(part).__name__)
 

@@ -8,6 +8,7 @@ first, sessions finish or are told 421, then relay and store.
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -32,6 +33,15 @@ from polarismail.telemetry import EventLog
 from polarismail.values.errors import ConfigError, PolarisError
 
 _DRAIN_SECONDS = 30.0
+_IMPORTED_LATE = (
+    "alembic.command",
+    "alembic.runtime.migration",
+    "argon2.low_level",
+    "idna",
+    "polarismail.serve.smtp",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+    "twisted.protocols.tls",
+)
 _LOOK_AGAIN_SECONDS = 0.1
 
 
@@ -105,6 +115,10 @@ class MailService(Service):
             self.certificates = CertificateStore(config.tls.certificate, config.tls.key)
         for listener in config.listeners:
             self._bound[listener.name] = listeners.bind(listener)
+        if os.geteuid() == 0 and self._uid:
+            # Python itself may lie where the later user cannot read: what is imported on first use is imported now.
+            for name in _IMPORTED_LATE:
+                importlib.import_module(name)
 
     def startService(self) -> None:
         """Open everything as the user that the service is now, then serve. A failure ends the process with status 1."""
@@ -125,7 +139,9 @@ class MailService(Service):
         self.telemetry.open()
         globalLogPublisher.addObserver(self.telemetry)
         if os.geteuid() == 0:
-            self.log.warn("running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after")
+            self.log.warn(
+                "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
+            )
         self.parts = Parts(
             self.config,
             reactor=self.reactor,
@@ -139,7 +155,9 @@ class MailService(Service):
             self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
         if self.reactor is not None and self._given_reactor is not None:
             self._install_signals()
-        self.telemetry.record_event("started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname})
+        self.telemetry.record_event(
+            "started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
+        )
 
     def _failed_to_start(self, failure: Any) -> None:
         if failure.check(PolarisError, OSError) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -87,6 +88,13 @@ class Pop3Factory(Factory):
         connection.address = address
         self.connections.add(connection)
         return connection
+
+    def reconfigure(
+        self, settings: Pop3Settings, session_settings: Pop3SessionSettings, transport_settings: TransportSettings
+    ) -> None:
+        """Other limits, for connections from now on."""
+        self.engine_settings, self._transport_settings = settings, transport_settings
+        self.context = evolve(self.context, settings=session_settings)
 
     def forget(self, connection: Pop3Connection) -> None:
         """A connection is gone."""

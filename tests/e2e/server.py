@@ -168,6 +168,13 @@ class Server:
     def start(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> Server:
         """Run `twistd -n polarismail` and wait until it greets; the first start makes domains and accounts."""
         self.make_accounts()
+        self.spawn(clock_offset=clock_offset, twistd=twistd)
+        for name in ("pop3s", "mx"):
+            self._wait_for(self.ports[name], greets=name == "mx")
+        return self
+
+    def spawn(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> None:
+        """Run `twistd -n polarismail`, and do not wait."""
         words = [
             "-n",
             "--pidfile",
@@ -187,9 +194,6 @@ class Server:
             stderr=log,
         )
         log.close()
-        for name in ("pop3s", "mx"):
-            self._wait_for(self.ports[name], greets=name == "mx")
-        return self
 
     def _wait_for(self, port: int, greets: bool) -> None:
         def connected() -> bool:
