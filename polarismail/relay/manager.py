@@ -104,6 +104,7 @@ class RelayManager(Service):
         """Take work: first what is due already."""
         super().startService()
         self._closing = False
+        self._recorder.start()
         self._resume()
         if not self._listens:
             self._listens = True

@@ -111,6 +111,10 @@ class Recorder:
             done.callback(None)
         return done
 
+    def start(self) -> None:
+        """Insist again, after a `stop`."""
+        self._stopping = False
+
     def stop(self) -> None:
         """Give up waiting for a spool that cannot be written."""
         self._stopping = True
