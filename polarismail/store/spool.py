@@ -235,7 +235,10 @@ class Spool(QueueOperations):
     def _record(
         self, _: object, outcomes: Sequence[Outcome], reports: Sequence[Submission]
     ) -> Deferred[list[Committed]]:
-        record = Record(outcomes, [self._render(report) for report in reports])
+        try:
+            record = Record(outcomes, [self._render(report) for report in reports])
+        except Exception as error:
+            return fail(error)
         answered: Deferred[Recorded] = self._database.submit(self._record_lane, record)
         return answered.addCallbacks(self._recorded, self._not_recorded, (reports,), {}, (reports,), {})
 

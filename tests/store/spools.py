@@ -99,7 +99,7 @@ class Process:
         gate = threading.Event()
 
         async def submit() -> Any:
-            first = self.database.write(lambda connection: gate.wait(20))
+            first = self.database.write(lambda connection: gate.wait(20)).addErrback(lambda failure: None)
             waiting = [call() for call in calls]
             results = gatherResults([one.addBoth(_as_result) for one in waiting])
             gate.set()

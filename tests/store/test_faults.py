@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
-from polarismail.values.errors import SpoolFull
+from polarismail.store.interfaces import Committed, Submission
+from polarismail.values.errors import SpoolFull, Unavailable
 from tests.reactor import run
 from tests.store.committing_child import content
-from tests.store.spools import TRACE, Place, done, open_place
+from tests.store.spools import FACTS, TRACE, Place, done, envelope, open_place
 
 HERE = Path(__file__).parent.parent.parent
 
@@ -53,6 +55,44 @@ def test_an_io_error_ends_all_promises(call: str, when: int, tmp_path: Path) -> 
             size = accepted.get(queue_id)
             octets = survivor.read_all(message)
             assert octets == TRACE + content(size) if size else octets.startswith(TRACE)
+
+
+def test_a_server_that_drops_us_is_tried_again(tmp_path: Path) -> None:
+    with open_place("postgresql", tmp_path) as place:
+        process = place.open()
+        before = process.accept(b"x")
+        hang_up = text("SELECT pg_terminate_backend(pg_backend_pid())")
+        results = process.together(
+            lambda: process.spool.commit(Submission(process.spool.draft(), envelope(), FACTS, TRACE)),
+            lambda: process.spool.record([done(before.recipients[0])]),
+            lambda: process.database.write(lambda connection: connection.execute(hang_up)),
+        )
+        assert [type(error) for _, error in results] == [Unavailable] * 3
+        assert process.spool.healthy
+        process.record([done(before.recipients[0])])
+        process.accept(b"y")
+        assert process.claim(process.clock, 10) == []
+        assert process.counts().messages == 1
+
+
+def test_what_is_in_doubt_is_taken_up_again(tmp_path: Path) -> None:
+    """The commit went through, but nobody heard of it: the message is delivered, not forgotten until the next start."""
+    with open_place("postgresql", tmp_path) as place:
+        process = place.open()
+        draft = process.write(b"x" * 100_000)
+
+        async def lose_the_answer() -> None:
+            committed = await process.spool.commit(Submission(draft, envelope(), FACTS, TRACE))
+            assert isinstance(committed, Committed)
+            process.spool._doubt(draft)
+
+        run(lose_the_answer)
+        assert process.next_due() == 0.0
+        (claimed,) = process.claim(process.clock, 10)
+        assert claimed.message.queue_id == draft.queue_id
+        run(draft.drop)
+        assert process.read_all(claimed.message) == TRACE + b"x" * 100_000
+        assert process.next_due() is None
 
 
 @pytest.fixture
@@ -106,7 +146,7 @@ def test_a_large_draft_on_a_full_disk(small_disk: Path) -> None:
         process.accept(content(30_000_000))
     assert process.spool.healthy
     for _ in range(200):
-        if not process.files():
+        if not process.files() and os.statvfs(small_disk).f_bavail > 1000:
             break
         time.sleep(0.02)  # it is removed behind our back
     process.accept(content(4000))

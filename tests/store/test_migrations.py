@@ -45,7 +45,8 @@ def describe(connection: Connection) -> list[Any]:
     ).all()
     constraints = connection.execute(
         text(
-            "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid <> 0 AND connamespace = 'public'::regnamespace"
+            "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+            "WHERE conrelid <> 0 AND connamespace = 'public'::regnamespace"
         )
     ).all()
     return sorted(map(str, (row for row in (*columns, *indexes, *constraints) if "alembic" not in str(row))))
