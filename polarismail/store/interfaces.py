@@ -196,5 +196,5 @@ class IDirectory(Interface):
         """The active account with this login name (its address, case-folded domain and local part). Fails with
         Unavailable."""
 
-    def account_by_id(account_id: int) -> Account | None | Deferred[Account | None]:
+    def account_by_id(account_id: int) -> Account | Deferred[Account | None] | None:
         """The account, cached. Fails with Unavailable."""
