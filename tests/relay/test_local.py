@@ -294,3 +294,27 @@ def test_a_broken_disk_calls_once_a_minute(world: World) -> None:
     for _ in range(5):
         world.deliver(world.recipient(world.message()))
     assert len(world.events) == 1
+
+
+def test_memory_does_not_follow_the_size_of_messages(world: World) -> None:
+    piece = (b"z" * 62 + b"\r\n") * 64
+
+    class Endless:
+        """Ten messages of 10 MB, of which only a piece is ever in memory."""
+
+        def __getitem__(self, wanted: slice) -> bytes:
+            return piece[: max(0, min(wanted.stop, size) - wanted.start)]
+
+    size = 4096 * 2560
+    messages = [evolve(world.message(b"", inline=False), size=size) for _ in range(10)]
+    for message in messages:
+        world.content.octets[message.queue_id] = Endless()  # type: ignore[assignment]
+    before = resident()
+    outcomes = world.deliver(*[world.recipient(message) for message in messages])
+    assert {outcome.state for outcome in outcomes} == {RecipientState.DELIVERED}
+    assert resident() - before < 8 << 20
+
+
+def resident() -> int:
+    """Octets of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
