@@ -28,6 +28,7 @@ from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
 from polarismail.relay.manager import RelayManager
+from polarismail.relay.settings import RelaySettings
 from polarismail.serve.maildrop_door import MaildropDoors
 from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
@@ -79,7 +80,7 @@ class Parts:
             self.spool,
             self.resolver,
             self.local,
-            config.relay,
+            _relay_settings(config),
             hostname=config.hostname,
             compose=bounces.compose,
             record_event=record_event,
@@ -236,10 +237,21 @@ class Parts:
         self.config = config
         self.desk.settings = config.reception
         self.greylist.reconfigure(config.greylisting)
-        self.manager.reconfigure(config.relay)
+        self.manager.reconfigure(_relay_settings(config))
         for made in self._factories:
             listener = made.context.listener
             if listener.protocol == "pop3":
                 made.reconfigure(config.pop3.engine, config.pop3.session, config.transport)
             else:
                 made.reconfigure(self._engine_settings(listener), config.session, config.transport)
+
+
+def _relay_settings(config: Config) -> RelaySettings:
+    """The relay's settings with what only the whole configuration knows: where we listen, so that no MX loops to us."""
+    endpoints = frozenset(
+        (address, listener.port)
+        for listener in config.listeners
+        if listener.protocol == "smtp"
+        for address in ((listener.address,) if listener.address else ("0.0.0.0", "::"))
+    )
+    return evolve(config.relay, routing=evolve(config.relay.routing, own_endpoints=endpoints))
