@@ -24,7 +24,8 @@ from polarismail.values.address import Mailbox
 from polarismail.values.errors import BadAddress, ControlError, Unavailable
 from polarismail.values.reply import Reply
 
-_TIMEOUT_SECONDS = 630.0  # the final dot may take ten minutes (RFC 5321 §4.5.3.2.6)
+_TIMEOUT_SECONDS = 60.0
+_FINAL_SECONDS = 630.0  # the final dot may take ten minutes (RFC 5321 §4.5.3.2.6)
 _PIECE_OCTETS = 65536
 _LONG_OCTETS = 1 << 20  # from here on a bar is shown
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
@@ -52,7 +53,8 @@ class _ConnectTls(smtplib.SMTP_SSL, _Connect):
 @click.option("--user", metavar="NAME", help="The login name; the sender's address by default.")
 @password_options
 @click.option("--host", help="The server; by default the one that the configuration describes, on this machine.")
-@click.option("--port", type=int, help="Its submission port (465 means TLS from the start).")
+@click.option("--port", type=int, help="Its submission port.")
+@click.option("--tls", type=click.Choice(["starttls", "implicit"]), help="With --host; implicit on 465 by default.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Certificates to trust (PEM).")
 @common
 def send(
@@ -65,6 +67,7 @@ def send(
     password_stdin: bool,
     host: str | None,
     port: int | None,
+    tls: str | None,
     ca: str | None,
 ) -> None:
     """Submit the message in FILE (or standard input) through a running server.
@@ -78,7 +81,7 @@ def send(
     secret = read_password(password, password_stdin, confirm=False)
     octets = complete(file.read(), sender, recipients)
     try:
-        with _connect(config, host, port, ca) as client:
+        with _connect(config, host, port, tls, ca) as client:
             client.login(user or str(sender), secret)
             reply, refused = _submit(client, sender, recipients, octets)
     except smtplib.SMTPResponseException as problem:
@@ -123,7 +126,9 @@ def _address(text: str) -> Mailbox:
         raise click.UsageError(f"{text!r} is no address: {problem}") from problem
 
 
-def _connect(config: Config | None, host: str | None, port: int | None, ca: str | None) -> smtplib.SMTP:
+def _connect(
+    config: Config | None, host: str | None, port: int | None, tls: str | None, ca: str | None
+) -> smtplib.SMTP:
     context = ssl.create_default_context()
     if ca:
         context.load_verify_locations(ca)
@@ -133,7 +138,9 @@ def _connect(config: Config | None, host: str | None, port: int | None, ca: str 
     address = host or _EVERYWHERE.get(listener.address if listener else "", listener.address if listener else "")
     name = host or (config.hostname if config is not None else "")
     number = port or (listener.port if listener is not None else 587)
-    implicit = listener.tls == "implicit" if listener is not None and not host else number == 465
+    if tls is None:
+        tls = listener.tls if listener is not None and not host else "implicit" if number == 465 else "starttls"
+    implicit = tls == "implicit"
     settings = {"context": context} if implicit else {}
     # A class of its own, because the constructor connects, and must know the address by then.
     connect = type("Connect", (_ConnectTls if implicit else _Connect,), {"address": address})
@@ -141,7 +148,7 @@ def _connect(config: Config | None, host: str | None, port: int | None, ca: str 
     client.ehlo_or_helo_if_needed()
     if implicit:
         return client
-    if listener is None or host or listener.tls == "starttls":
+    if tls == "starttls":
         client.starttls(context=context)
     return client
 
@@ -183,6 +190,7 @@ def _submit(
         for at in range(0, len(stuffed), _PIECE_OCTETS):
             client.send(stuffed[at : at + _PIECE_OCTETS])
             bar.advance(task, min(_PIECE_OCTETS, len(stuffed) - at))
+    client.sock.settimeout(_FINAL_SECONDS)  # type: ignore[union-attr]
     return _expect(client.getreply()), refused
 
 
