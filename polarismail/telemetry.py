@@ -12,11 +12,11 @@ Lines that are younger than 100 ms die with a SIGKILL: the log tells, the spool 
 Events of an ordinary message: three. Every one has `queue_id`:
 
     received    reverse_path size recipients (how many) listener protocol client helo, account where somebody logged in
-    delivered   recipient original relay delay_seconds reply              into a maildrop of ours
-    relayed     the same, to a next hop
+    delivered   recipient relay delay_seconds reply, original behind an alias: into a maildrop of ours
+    relayed     the same, waited_seconds sending_seconds: to a next hop
     removed     nothing more: the message has left the spool
 
-Of others: deferred (and next_attempt), failed, expired, expanded: as delivered; bounced: `report` is the DSN's queue id.
+Of others: deferred (and next_attempt attempts), failed, expired, expanded: as delivered; bounced: `report` is the DSN's queue id.
 Others: see `EVENTS`. Ordinary `twisted.logger` events go to the same file through `EventLog.observe`.
 """
 
@@ -48,6 +48,7 @@ EVENTS = (
     "removed",
     "rejected",  # 5yz at a stage: stage client helo listener reverse_path recipient reply
     "tempfailed",  # the same with 4yz
+    "alarm",  # an operator must look: queue_id recipient reply
     "login",
     "login-failed",  # client listener login: fit for fail2ban
     "started",
