@@ -183,7 +183,16 @@ enabled = false
                     raise PeerFailed(f"polarismail {' '.join(words)}: {done.stderr.decode()}")
         log = open(self.directory / "twistd.log", "ab")
         self._process = subprocess.Popen(
-            [self.python, "-m", "twisted", "--reactor=epoll", "polarismail", "--config", config],
+            [
+                self.python,
+                "-c",
+                "from twisted.scripts.twistd import run; run()",
+                "-n",
+                f"--pidfile={self.directory}/pid",
+                "polarismail",
+                "--config",
+                config,
+            ],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -122,6 +122,8 @@ class MailService(Service):
 
     def startService(self) -> None:
         """Open everything as the user that the service is now, then serve. A failure ends the process with status 1."""
+        if not self._bound:
+            self.privilegedStartService()  # `twist` knows no privileged start
         super().startService()
         self.telemetry = EventLog(
             self.config.log.file,
