@@ -92,11 +92,14 @@ def prepare(directory: str, port_offset: int = 0) -> dict[str, Any]:
 
 def instructions(directory: str, demo: dict[str, Any]) -> str:
     """What to do next, for people: every line can be copied into a shell in this directory."""
-    bin_directory = os.path.relpath(os.path.dirname(sys.executable))
+    python = os.path.relpath(sys.executable)
+    command = os.path.join(os.path.dirname(python), "polarismail")
+    if not os.path.exists(command):  # run from a source tree that nobody has installed
+        command = f"{python} -m polarismail.cli.main"
     alice, bob = demo["accounts"]
     configuration = os.path.join(directory, "polarismail.toml")
     send = (
-        f"printf 'Subject: First mail\\n\\nIt works.\\n' | {bin_directory}/polarismail -c {shlex.quote(configuration)}"
+        f"printf 'Subject: First mail\\n\\nIt works.\\n' | {command} -c {shlex.quote(configuration)}"
         f" send --from {alice['address']} --to {bob['address']} --password {alice['password']}"
     )
     code = (
@@ -106,7 +109,7 @@ def instructions(directory: str, demo: dict[str, Any]) -> str:
         " [print(b'\\n'.join(m.retr(n + 1)[1]).decode('utf-8', 'replace'), end='\\n\\n') for n in range(m.stat()[0])];"
         " m.quit()"
     )
-    read = f'{bin_directory}/python -c "{code}"'
+    read = f'{python} -c "{code}"'
     ports = ", ".join(f"{name} {number}" for name, number in demo["ports"].items())
     accounts = "\n".join(f"  {each['address']:24} password {each['password']}" for each in demo["accounts"])
     return (
