@@ -40,6 +40,7 @@ class Maildrops:
         self._large: deque[QueuedRecipient] = deque()
         self._small_running = self._large_running = 0
         self._tick: Any = None
+        self._next_batch = 0.0
         self._idle: list[Deferred[None]] = []
         self.running = False
 
@@ -47,15 +48,15 @@ class Maildrops:
         return len(self._fresh) + len(self._retries) + len(self._large)
 
     def put(self, recipient: QueuedRecipient) -> None:
-        """Deliver in the next turn of the reactor, so that what one group commit accepted is one batch."""
+        """Deliver in the next turn of the reactor, so that what one group commit accepted is one batch; under load a little
+        later, so that batches stay few."""
         if recipient.message.size > self.settings.large_octets:
             self._large.append(recipient)
         elif recipient.attempts:
             self._retries.append(recipient)
         else:
             self._fresh.append(recipient)
-        if self._tick is None:
-            self._tick = self._reactor.callLater(0, self._drain)
+        self._arm()
 
     def drop(self, queue_ids: set[str] | None) -> list[QueuedRecipient]:
         """Take back what waits: of these messages, or None for all."""
@@ -70,8 +71,8 @@ class Maildrops:
     def start(self) -> None:
         """Begin, or go on after `pause`."""
         self.running = True
-        if len(self) and self._tick is None:
-            self._tick = self._reactor.callLater(0, self._drain)
+        if len(self):
+            self._arm()
 
     def pause(self) -> None:
         """Begin no batch; those under way go on."""
@@ -86,9 +87,17 @@ class Maildrops:
             done.callback(None)
         return done
 
+    def _arm(self) -> None:
+        # Each batch costs a sync and a transaction, whatever its size: under load one begins each gather_seconds, and
+        # when nothing went out lately, at once.
+        if self._tick is None:
+            wait = self._next_batch - self._reactor.seconds()
+            self._tick = self._reactor.callLater(min(max(wait, 0.0), self.settings.gather_seconds), self._drain)
+
     def _drain(self) -> None:
         self._tick = None
         settings = self.settings
+        self._next_batch = self._reactor.seconds() + settings.gather_seconds
         while self.running and self._small_running < settings.local_batches:
             batch = [
                 line.popleft()
@@ -124,8 +133,8 @@ class Maildrops:
             self._large_running -= 1
         else:
             self._small_running -= 1
-        if len(self) and self._tick is None:
-            self._tick = self._reactor.callLater(0, self._drain)
+        if len(self):
+            self._arm()
         if not (self._small_running or self._large_running):
             idle, self._idle = self._idle, []
             for done in idle:
