@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from polarismail.telemetry import EVENTS, FLUSH_SECONDS, EventLog, parse_time, render_json
 from polarismail.telemetry_text import TextLines, safe
+from tests.reactor import reactor, run
 
 HOSTILE = '\x00\n\r\x1b[31m\x7f\x9b\u202e\u2066\ufeff%n{0}\ud800"\\'
 
@@ -178,6 +179,15 @@ def test_logger_events_land_in_the_same_file(log: EventLog) -> None:
     assert first["event"] == "log" and first["text"] == "a: kept" and first["queue_id"] == "a"
     assert first["level"] == "info" and first["namespace"] == "polarismail.store" and "nothing" not in first
     assert second["level"] == "critical" and "ValueError: bad" in second["traceback"]
+
+
+def test_logger_events_of_other_threads_come_by_the_reactor(tmp_path: Path) -> None:
+    log = EventLog(str(tmp_path / "events.log"), reactor=reactor)
+    run(log.open)
+    Logger(observer=LogPublisher(log)).info("from a thread")
+    run(lambda: None)
+    run(log.close)
+    assert [event["text"] for event in read(log)] == ["from a thread"]
 
 
 def test_every_event_that_the_rooms_record_is_named_here() -> None:

@@ -63,6 +63,9 @@ def findings(config: Config) -> list[dict[str, Any]]:
     for listener in config.listeners:
         if listener.plaintext_auth == "always" and listener.tls != "implicit":
             say("warning", f"listeners.{listener.name}", "passwords may cross the network in clear (plaintext_auth)")
+    for name, smarthost in (("smarthost", config.smarthost), *config.smarthosts.items()):
+        if smarthost is not None and smarthost.user and smarthost.tls in ("none", "opportunistic"):
+            say("warning", name, f'the password for {smarthost.host} may cross the network in clear: tls = "required"')
     if "." not in config.hostname:
         say("warning", "hostname", f"{config.hostname} is no full name: other servers may refuse our greeting")
     return rows

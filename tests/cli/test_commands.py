@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_check_changes_nothing(command: Command) -> None:
 def test_check_refuses_a_database_url_that_is_none(command: Command) -> None:
     found = Command(command.directory, '[database]\nurl = "nonsense"\n').run("check", "--json")
     assert found.returncode == 3 and "database.url" in found.stdout
+
+
+def test_check_warns_of_passwords_in_clear(command: Command) -> None:
+    extra = """
+        [smarthost]
+        host = "smtp.provider.test"
+        user = "u"
+        password = "hunter2"
+        [[listeners]]
+        name = "open"
+        port = 2525
+        role = "submission"
+        tls = "none"
+        plaintext_auth = "always"
+        """
+    done = Command(command.directory, extra).run("check", "--json")
+    about = {row["about"] for row in json.loads(done.stdout) if "in clear" in row["text"]}
+    assert about == {"smarthost", "listeners.open"} and "hunter2" not in done.stdout
