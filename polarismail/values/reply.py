@@ -22,6 +22,10 @@ _UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\u00a0-\U0010ffff]")
 _MAX_TEXT = 480
 
 
+def _clean(text: str) -> str:
+    return "\n".join(_UNPRINTABLE.sub("?", line) for line in text.split("\n"))
+
+
 @frozen(slots=False)
 class Reply:
     """What the peer reads.
@@ -34,7 +38,7 @@ class Reply:
 
     code: int
     status: EnhancedStatus | None  # 220, 250 to EHLO, 334 and 354 carry none
-    text: str = field(converter=lambda text: "\n".join(_UNPRINTABLE.sub("?", line) for line in text.split("\n")))
+    text: str = field(converter=_clean)
 
     def __attrs_post_init__(self) -> None:
         if not 200 <= self.code <= 599:
@@ -132,6 +136,7 @@ UNHEALTHY = Reply(421, (4, 3, 0), "Mail system is not healthy, try again later")
 NOT_QUEUED = Reply(451, (4, 3, 0), "Could not queue the message, try again later")
 TRY_AGAIN = Reply(451, (4, 3, 0), "Temporary problem here, try again later")
 GREYLISTED = Reply(451, (4, 7, 1), "Greylisted, please try again later")
+NO_ROOM = Reply(452, (4, 3, 1), "Mail system is full, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, (4, 5, 3), "Too many recipients")
 TLS_UNAVAILABLE = Reply(454, (4, 7, 0), "TLS is not available now")
 AUTH_UNAVAILABLE = Reply(454, (4, 7, 0), "Temporary authentication failure, try again later")

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import poplib
+import shutil
 import signal
 import smtplib
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PASSWORD = "correct horse"
 # Cheap hashing: what is tested here is mail, not the cost of argon2.
 _FAST_PASSWORDS = "memory_kib = 64\niterations = 1\n"
+
+
+# State directories with domains and accounts made by the command, for servers that want the same.
+_MADE: dict[tuple[tuple[str, ...], tuple[str, ...]], Path] = {}
 
 
 def free_port() -> int:
@@ -156,12 +163,20 @@ class Server:
 
     def make_accounts(self) -> None:
         """Make domains and accounts, once; no server needs to run."""
-        if not self._made_accounts:
-            self._made_accounts = True
+        if self._made_accounts:
+            return
+        self._made_accounts = True
+        key = (self.domains, self.accounts)
+        if key not in _MADE:
             for domain in self.domains:
                 self.command("domain", "add", domain)
             for account in self.accounts:
                 self.command("account", "add", account, "--password-stdin", input=PASSWORD)
+            _MADE[key] = Path(tempfile.mkdtemp(prefix="polarismail-made-")) / "state"
+            atexit.register(shutil.rmtree, _MADE[key].parent, ignore_errors=True)
+            shutil.copytree(self.directory / "state", _MADE[key])
+        else:
+            shutil.copytree(_MADE[key], self.directory / "state", dirs_exist_ok=True)
 
     # -- the process -------------------------------------------------------------------------------------------------
 
