@@ -9,13 +9,6 @@ from polarismail.config import DEFAULT_PATH, Config, load
 from polarismail.values.errors import ConfigError
 
 
-def _seconds(text: str) -> float:
-    return float(text)
-
-
-_seconds.coerceDoc = "Must be a number of seconds."  # type: ignore[attr-defined]
-
-
 class Options(usage.Options):
     """`--config FILE`. After parsing, `configuration` is the Config that it holds."""
 
@@ -25,7 +18,7 @@ class Options(usage.Options):
     )
     optParameters = [
         ["config", "c", DEFAULT_PATH, "The configuration file."],
-        ["clock-offset", None, 0.0, "Shift the wall clock by so many seconds (tests).", _seconds],
+        ["clock-offset", None, 0.0, "Shift the wall clock by so many seconds (tests).", float],
     ]
 
     configuration: Config

@@ -34,7 +34,7 @@ def test_faults_end_the_start(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 2 and 'did you mean "hostname"?' in str(caught.value)
     with pytest.raises(usage.UsageError, match="cannot be read"):
         parse("-c", str(tmp_path / "nothing.toml"))
-    with pytest.raises(usage.UsageError, match="number of seconds"):
+    with pytest.raises(usage.UsageError, match="could not convert"):
         parse("-c", str(path), "--clock-offset", "soon")
 
 
