@@ -22,7 +22,7 @@ class ConnectionCounter:
     """Counts concurrent connections; shared by the listeners of one protocol."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
-        self._limits = limits
+        self.limits = limits  # others may be put in its place at any time; what is open stays open
         self._total = 0
         self._by_network: Counter[str] = Counter()
 
@@ -34,9 +34,7 @@ class ConnectionCounter:
     def admit(self, address: str) -> bool:
         """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later."""
         network = client_network(address, 32, 64)
-        if self._total >= self._limits.total or self._by_network[network] >= self._limits.per_address:
-            if not self._by_network[network]:
-                del self._by_network[network]
+        if self._total >= self.limits.total or self._by_network[network] >= self.limits.per_address:
             return False
         self._total += 1
         self._by_network[network] += 1

@@ -7,6 +7,7 @@ for a burst of commands and waits when the client does not read; every wait for 
 that an octet each ten seconds buys nothing (HOSTILE F12, F13).
 
 Never: lets an exception of a session reach the reactor. The session is asked for its last words, and the rest goes on.
+Never: says anything once it has closed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection as TcpConnection
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -30,7 +32,8 @@ _EVENTS_A_TURN = 200
 class Engine(Interface):
     """Octets to events, without I/O (`wire/`)."""
 
-    buffered: int
+    @property
+    def buffered(self) -> int: ...
 
     def receive(self, octets: bytes) -> None: ...
     def next_event(self) -> Any: ...
@@ -50,6 +53,9 @@ class Session(Interface):
 
     def waiting(self) -> float:
         """Seconds that the client has, from now, to send what the engine needs next."""
+
+    def may_end(self) -> bool:
+        """Whether a goodbye of ours would interrupt nothing: False within a message's content."""
 
     def timed_out(self) -> bytes:
         """Last words to a client that was too slow."""
@@ -78,14 +84,18 @@ DEFAULT_SETTINGS = TransportSettings()
 class Connection(Protocol):
     """One client. `peer` and `host` are twisted addresses once connected."""
 
+    log = Logger()
+    transport: Any
+
     def __init__(self, reactor: Any, engine: Engine, session: Session, settings: TransportSettings = DEFAULT_SETTINGS):
         self._reactor, self.engine, self._session, self._settings = reactor, engine, session, settings
         self._out: list[bytes] = []
         self._busy = True  # until the session has greeted
-        self._scheduled = False
         self._reading = True
         self._writable: Deferred[None] | None = None  # set while the client does not read
         self._closing = False
+        self._lingers = False
+        self._ended = False
         self.closed = False
         self._handshaking = False
         self._deadline = 0.0
@@ -99,9 +109,13 @@ class Connection(Protocol):
         """Queue octets; they are written together, before anything is waited for."""
         self._out.append(octets)
 
-    def close(self) -> None:
-        """Write what is queued, then close; nothing more is read or performed."""
-        self._closing = True
+    def close(self, lingers: bool = False) -> None:
+        """Write what is queued, then close; nothing more is performed.
+
+        `lingers`: the client may still be sending, and what nobody reads would make the kernel reset the connection before
+        our last words were read. So only our side is closed, and what comes is thrown away until the client closes too.
+        """
+        self._closing, self._lingers = True, lingers
 
     def flush(self) -> None:
         """Write what is queued now."""
@@ -115,7 +129,7 @@ class Connection(Protocol):
         A reply fits the socket's buffer nearly always; writing it here saves two epoll_ctl calls and a turn of the reactor for
         each reply, a quarter of the CPU that a message costs. What the kernel does not take goes the usual way.
         """
-        transport: Any = self.transport
+        transport = self.transport
         if self._direct and not (
             transport.TLS or transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting
         ):
@@ -142,17 +156,12 @@ class Connection(Protocol):
         self._wait_for_client(self._settings.handshake_seconds)
 
     def retire(self, last_words: bytes) -> None:
-        """We are going down: say so and close, unless a command is being performed; then after its reply."""
-        if self._busy:
+        """We are going down: say so and close, unless a command is being performed or content received; then after the
+        reply to it."""
+        if not self._closing:
             self._last_words = last_words
-        elif not self._closing:
-            self.send(last_words)
-            self.close()
-            self._settle()
-
-    def allow(self, seconds: float) -> None:
-        """Move the client's deadline to so many seconds from now: progress was made."""
-        self._deadline = monotonic() + seconds
+            if not self._busy:
+                self._settle()
 
     # -- what Twisted calls ------------------------------------------------------------------------------------------
 
@@ -163,6 +172,8 @@ class Connection(Protocol):
         self.transport.registerProducer(self, True)
         self._direct = isinstance(self.transport, TcpConnection)
         self._handshaking = ISSLTransport.providedBy(self.transport)
+        if self._handshaking:
+            self._wait_for_client(self._settings.handshake_seconds)
         self._perform(self._session.connected, self)
 
     def handshakeCompleted(self) -> None:
@@ -171,26 +182,28 @@ class Connection(Protocol):
             self._session.secured()
         except Exception as problem:
             self._give_up(problem)
-        if not self._busy:
-            self._wait_for_client(self._session.waiting())
+            if not self._busy:
+                self._settle()
+        if not self._closing:
+            paused = self._writable is not None
+            self._wait_for_client(self._settings.write_seconds if paused else self._session.waiting())
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
         self.engine.receive(data)
-        if self._busy:
-            if self._reading and self.engine.buffered > self._settings.max_buffered_octets:
-                self._reading = False
-                self.transport.pauseProducing()
-        else:
+        if not self._busy and self._writable is None:
             self._pump()
+        elif self._reading and self.engine.buffered > self._settings.max_buffered_octets:
+            self._reading = False
+            self.transport.pauseProducing()
 
     def pauseProducing(self) -> None:
         """The client does not read: perform nothing more until it does (IPushProducer)."""
         if self._writable is None:
             self._writable = Deferred()
-            self._deadline = monotonic() + self._settings.write_seconds
-            self._arm()
+            if not (self._handshaking or self._closing):  # their deadlines are closer
+                self._wait_for_client(self._settings.write_seconds)
 
     def resumeProducing(self) -> None:
         """The client reads again."""
@@ -198,7 +211,7 @@ class Connection(Protocol):
         if waiter is not None:
             waiter.callback(None)
         if not self._busy and not self.closed:
-            self._pump()
+            self._resume()
 
     def stopProducing(self) -> None:
         """Nothing to do: connectionLost follows."""
@@ -214,8 +227,8 @@ class Connection(Protocol):
             waiter.callback(None)
         try:
             self._session.lost()
-        except Exception as problem:
-            self._session.failed(problem)
+        except Exception:
+            self.log.failure("what a lost connection leaves could not be put away")
 
     # -- one command at a time ---------------------------------------------------------------------------------------
 
@@ -223,7 +236,7 @@ class Connection(Protocol):
         """Pull and perform events until octets run out, something must be waited for, or others deserve a turn."""
         engine, session = self.engine, self._session
         for _ in range(_EVENTS_A_TURN):
-            if self._closing or self._writable is not None:
+            if self._closing or self._writable is not None or (self._last_words and session.may_end()):
                 break
             self._busy = True
             try:
@@ -248,8 +261,8 @@ class Connection(Protocol):
 
     def _await(self, awaited: Awaitable[None]) -> bool:
         """True when it was done at once; else the pump goes on when it is."""
-        d = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)  # type: ignore[arg-type]
-        d.addErrback(lambda failure: self._give_up(failure.value))
+        d: Deferred[Any] = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)  # type: ignore[arg-type]
+        d.addErrback(self._failed)
         if d.called and not d.paused and not isinstance(d.result, Deferred):
             self._busy = False
             return True
@@ -278,23 +291,42 @@ class Connection(Protocol):
         """Nothing more to perform for now: write, then close or wait for the client."""
         if self.closed:
             return
-        if self._last_words and not self._closing:
+        if self._last_words and not self._closing and self._session.may_end():
             self.send(self._last_words)
             self.close()
         self.flush()
         if self._closing:
-            self.transport.unregisterProducer()
-            self.transport.loseConnection()
-            self._wait_for_client(self._settings.linger_seconds)
+            self._end()
         elif self._writable is None and not self._handshaking:
             self._wait_for_client(self._session.waiting())
-        elif self._handshaking and self._timer is None:
-            self._wait_for_client(self._settings.handshake_seconds)
+
+    def _end(self) -> None:
+        """Everything is written, or waits in the transport: close, and cut what takes longer than `linger_seconds`."""
+        if self._ended:
+            return
+        self._ended = True
+        transport = self.transport
+        if not self._reading:
+            self._reading = True
+            transport.resumeProducing()  # the client's side of a TLS goodbye must be read
+        transport.unregisterProducer()
+        if self._lingers and self._direct and not transport.TLS:
+            transport.loseWriteConnection()
+        else:
+            transport.loseConnection()
+        self._wait_for_client(self._settings.linger_seconds)
+
+    def _failed(self, failure: Failure) -> None:
+        assert failure.value is not None
+        self._give_up(failure.value)
 
     def _give_up(self, problem: BaseException) -> None:
         """A defect of ours: the client is told to try again, and loses the connection, whose state nobody knows now."""
-        self.send(self._session.failed(problem))
-        self.close()
+        try:
+            self.send(self._session.failed(problem))
+        except Exception:
+            self.log.failure("a session has no last words", Failure(problem))
+        self.close(lingers=True)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -315,7 +347,7 @@ class Connection(Protocol):
         self._timer = None
         if self.closed:
             return
-        if self._busy and self._writable is None:
+        if self._busy and self._writable is None and not self._handshaking:
             self._deadline = monotonic() + 1.0  # we are the slow side: the client's clock stands still
             self._arm()
         elif monotonic() < self._deadline:
@@ -324,8 +356,39 @@ class Connection(Protocol):
             self.transport.abortConnection()
         else:
             self.send(self._session.timed_out())
-            self.close()
+            self.close(lingers=True)
             self._settle()
+
+
+class CountedConnection(Connection):
+    """A Connection whose `factory` is told once that it is gone, whatever else went wrong."""
+
+    factory: Any
+    address = ""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        try:
+            Connection.connectionLost(self, reason)
+        finally:
+            self.factory.forget(self)
+
+
+class Refusal(Protocol):
+    """Says one line and closes, for clients beyond the limits: it costs no timer and no handshake.
+
+    Where TLS comes first it says nothing: the words would wait for a handshake that a client need never finish.
+    """
+
+    def __init__(self, words: bytes) -> None:
+        self._words = words
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        if ISSLTransport.providedBy(transport):
+            transport.abortConnection()
+        else:
+            transport.write(self._words)
+            transport.loseConnection()
 
 
 def _pass_on(result: Any, waiter: Deferred[None]) -> Any:

@@ -11,6 +11,7 @@ import tempfile
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -22,6 +23,7 @@ from polarismail.values.envelope import Envelope, Recipient, SessionFacts
 from polarismail.values.reply import NOT_QUEUED, OK, RECIPIENT_OK, SENDER_OK, Reply
 
 _MEMORY_OCTETS = 65536
+_LINES_A_TURN = 1000
 # Legal, but not in the words that the contract's Address has.
 NOT_EXPRESSIBLE = Reply(553, (5, 1, 3), "Address not supported here")
 
@@ -58,13 +60,13 @@ class TemporaryDraft:
 
 @implementer(IReception)
 class DeliveryReception:
-    """An IMessageDelivery as a reception."""
+    """An IMessageDelivery as a reception. `reactor` gives others a turn while a long message is fed to it."""
 
     log = Logger()
     account = None
 
-    def __init__(self, delivery: Any, hostname: str) -> None:
-        self._delivery, self._hostname = delivery, hostname
+    def __init__(self, delivery: Any, reactor: Any) -> None:
+        self._delivery, self._reactor = delivery, reactor
         self._makers: dict[Mailbox, Any] = {}
 
     def check_mail(self, facts: SessionFacts, mail: Any) -> Deferred[Reply]:
@@ -120,7 +122,9 @@ class DeliveryReception:
             for message in messages:
                 if received:
                     message.lineReceived(received)
-            for line in draft.lines():
+            for number, line in enumerate(draft.lines(), 1):
+                if number % _LINES_A_TURN == 0:
+                    await deferLater(self._reactor, 0)
                 for message in messages:
                     message.lineReceived(line)
             results: Any = await DeferredList(
@@ -129,7 +133,10 @@ class DeliveryReception:
         except Exception:
             self.log.failure("an IMessageDelivery failed")
             for message in messages:
-                message.connectionLost()
+                try:
+                    message.connectionLost()
+                except Exception:
+                    self.log.failure("an IMessage failed")
             return NOT_QUEUED
         finally:
             draft.abandon()
@@ -147,6 +154,9 @@ class DeliveryReception:
             self.log.failure("an IMessageDelivery failed", failure)
             return NOT_QUEUED
         problem: Any = failure.value
+        if not 400 <= problem.code <= 599:
+            self.log.failure("an IMessageDelivery refuses with a code that is no refusal", failure)
+            return NOT_QUEUED
         text = problem.resp.decode("utf-8", "replace") if isinstance(problem.resp, bytes) else str(problem.resp)
         return Reply(problem.code, (problem.code // 100, 0, 0), text)
 

@@ -10,19 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.python.failure import Failure
+from twisted.internet.protocol import Factory, Protocol
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import DEFAULT_SETTINGS, Connection, TransportSettings
+from polarismail.net.transport import DEFAULT_SETTINGS, CountedConnection, Refusal, TransportSettings
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
 from polarismail.values.network import NetworkList
 from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 
-__all__ = ["MaildropDoor", "MaildropDoors", "Pop3Connection", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
+__all__ = ["MaildropDoor", "MaildropDoors", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
 
 
 def _no_event(name: str, fields: dict[str, Any]) -> None:
@@ -69,13 +68,13 @@ class Pop3Factory(Factory):
         )
         self._transport_settings = transport_settings
         self._counter = counter or ConnectionCounter(ConnectionLimits())
-        self.connections: set[Pop3Connection] = set()
+        self.connections: set[CountedConnection] = set()
 
     def buildProtocol(self, addr: Any) -> Protocol:
         """A connection, or a polite refusal where the client has too many."""
         address = getattr(addr, "host", "") or ""
         if not self._counter.admit(address):
-            return _Refusal()
+            return Refusal(TOO_MANY_CONNECTIONS.octets)
         session = Pop3Session(self.context)
         engine = Pop3Server(
             self.engine_settings,
@@ -83,7 +82,7 @@ class Pop3Factory(Factory):
             tls_active=self.context.listener.tls == "implicit",
             auth_mechanisms=session.auth_mechanisms,
         )
-        connection = Pop3Connection(self.context.reactor, engine, session, self._transport_settings)
+        connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
         connection.factory = self
         connection.address = address
         self.connections.add(connection)
@@ -96,7 +95,7 @@ class Pop3Factory(Factory):
         self.engine_settings, self._transport_settings = settings, transport_settings
         self.context = evolve(self.context, settings=session_settings)
 
-    def forget(self, connection: Pop3Connection) -> None:
+    def forget(self, connection: CountedConnection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
         self._counter.leave(connection.address)
@@ -105,23 +104,3 @@ class Pop3Factory(Factory):
         """Tell clients that wait for nothing of ours to come again later. Nothing of theirs is deleted."""
         for connection in list(self.connections):
             connection.retire(SHUTTING_DOWN.octets)
-
-
-class Pop3Connection(Connection):
-    """A Connection that its factory counts."""
-
-    factory: Any
-    address = ""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        Connection.connectionLost(self, reason)
-        self.factory.forget(self)
-
-
-class _Refusal(Protocol):
-    """Says one line and closes."""
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.transport.write(TOO_MANY_CONNECTIONS.octets)
-        self.transport.loseConnection()

@@ -117,6 +117,9 @@ class Pop3Session:
         allowed = self._settings.login_seconds if self._maildrop is None else self._settings.idle_seconds
         return max(0.0, self._waiting_since + allowed - now)
 
+    def may_end(self) -> bool:
+        return True
+
     def timed_out(self) -> bytes:
         return b""  # RFC 1939 §3: closed without a word, and without UPDATE
 

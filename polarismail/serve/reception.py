@@ -33,8 +33,9 @@ from polarismail.store.interfaces import (
 )
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import Envelope, Recipient, SessionFacts
-from polarismail.values.errors import Unavailable
+from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.reply import (
+    NO_ROOM,
     NOT_QUEUED,
     RECIPIENT_OK,
     SENDER_OK,
@@ -117,7 +118,7 @@ class Reception:
         only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
         trace = received_field(facts, desk.hostname, draft.queue_id, only, now)
         done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
-        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), None, (draft,), None)
+        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -169,13 +170,20 @@ class Reception:
         if bare:
             fields["bare_line_ends"] = bare
         self._desk.record_event("received", fields)
-        self._desk.accepted(result)
+        try:
+            self._desk.accepted(result)
+        except Exception:
+            # The promise is kept already, and the queue is looked through: anything but 250 would make a second copy.
+            self.log.failure("{queue_id}: nobody was told of it", queue_id=message.queue_id)
         return Reply(250, (2, 0, 0), f"Queued as {message.queue_id}")
 
     def _doubtful(self, failure: Failure, draft: IDraft) -> Reply:
         # The message may be on disk all the same: 451 makes the client come again, and the copy is counted (DURABILITY).
-        self.log.failure("{queue_id}: commit failed", failure, queue_id=draft.queue_id)
         draft.abandon()
+        if failure.check(SpoolFull) is not None:
+            self.log.warn("{queue_id}: {problem}", queue_id=draft.queue_id, problem=failure.getErrorMessage())
+            return NO_ROOM
+        self.log.failure("{queue_id}: commit failed", failure, queue_id=draft.queue_id)
         return NOT_QUEUED
 
     def _unavailable(self, failure: Failure, answer: tuple[Reply, tuple[Recipient, ...]]) -> Any:

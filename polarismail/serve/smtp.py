@@ -14,13 +14,12 @@ from typing import Any
 
 from attrs import evolve
 from twisted.internet import reactor as global_reactor
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Protocol
 from twisted.mail.smtp import SMTPFactory
-from twisted.python.failure import Failure
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import DEFAULT_SETTINGS, Connection, TransportSettings
+from polarismail.net.transport import DEFAULT_SETTINGS, CountedConnection, Refusal, TransportSettings
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
 from polarismail.values.network import NetworkList
 from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
@@ -60,7 +59,7 @@ class ESMTPFactory(SMTPFactory):
     ) -> None:
         SMTPFactory.__init__(self, portal)
         listener = listener or Listener("smtp", 25, "mx")
-        self.domain = hostname
+        self.domain = hostname  # type: ignore[assignment]  # Twisted uses both text and octets
         self.engine_settings = evolve(settings or ServerSettings(hostname=hostname), hostname=hostname)
         self.context = SmtpContext(
             hostname=hostname,
@@ -74,7 +73,7 @@ class ESMTPFactory(SMTPFactory):
         )
         self._transport_settings = transport_settings
         self._counter = counter or ConnectionCounter(ConnectionLimits())
-        self.connections: set[SmtpConnection] = set()
+        self.connections: set[CountedConnection] = set()
 
     def buildProtocol(self, addr: Any) -> Protocol:
         """A connection, or a polite refusal where the client has too many."""
@@ -88,8 +87,8 @@ class ESMTPFactory(SMTPFactory):
             tls_active=self.context.listener.tls == "implicit",
             auth_mechanisms=session.auth_mechanisms,
         )
-        connection = SmtpConnection(self.context.reactor, engine, session, self._transport_settings)
-        connection.factory = self  # type: ignore[assignment]
+        connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
+        connection.factory = self
         connection.address = address
         self.connections.add(connection)
         return connection
@@ -101,7 +100,7 @@ class ESMTPFactory(SMTPFactory):
         self.engine_settings, self._transport_settings = settings, transport_settings
         self.context = evolve(self.context, settings=session_settings)
 
-    def forget(self, connection: SmtpConnection) -> None:
+    def forget(self, connection: CountedConnection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
         self._counter.leave(connection.address)
@@ -110,26 +109,3 @@ class ESMTPFactory(SMTPFactory):
         """Tell clients that wait for nothing of ours to come again later (RFC 5321 §3.8)."""
         for connection in list(self.connections):
             connection.retire(SHUTTING_DOWN.octets)
-
-
-class SmtpConnection(Connection):
-    """A Connection that its factory counts."""
-
-    factory: Any
-    address = ""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        Connection.connectionLost(self, reason)
-        self.factory.forget(self)
-
-
-class Refusal(Protocol):
-    """Says one line and closes."""
-
-    def __init__(self, words: bytes) -> None:
-        self._words = words
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.transport.write(self._words)
-        self.transport.loseConnection()

@@ -29,11 +29,13 @@ from polarismail.net.transport import Connection
 from polarismail.serve.delivery import DeliveryReception
 from polarismail.store.interfaces import IDraft
 from polarismail.values import reply as replies
+from polarismail.values.address import Mailbox
 from polarismail.values.envelope import Envelope, Recipient, SessionFacts
-from polarismail.values.errors import SpoolUnhealthy, Unavailable
+from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.network import NetworkList
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl, smtp_server
+from polarismail.wire.sasl import Mechanism
 from polarismail.wire.smtp_server import SmtpServer
 
 _NO_ENVELOPE = Envelope(None, ())
@@ -88,13 +90,13 @@ class SmtpSession:
         self._logout: Callable[[], None] | None = None
         self._account = ""
         self._mail: smtp_server.Mail | None = None
-        self._recipients: list[Recipient] = []
+        self._recipients: dict[Mailbox, Recipient] = {}  # by forward-path: aliases may lead to the same one twice
         self._envelope = _NO_ENVELOPE
         self._draft: IDraft | None = None
         self._draft_failed = False
-        self._content_began = 0.0
-        self._exchange: Any = None
-        self._errors = self._junk = self._auth_failures = 0
+        self._waiting_since: float | None = None
+        self._exchange: Mechanism | None = None
+        self._errors = self._deferrals = self._junk = self._auth_failures = 0
         self._hello: smtp_server.Hello | None = None
         self._tls = ""
         self._facts = SessionFacts()
@@ -114,8 +116,9 @@ class SmtpSession:
     # -- net.transport.Session ---------------------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
-        self._connection, self._engine = connection, connection.engine
-        assert isinstance(self._engine, SmtpServer)
+        engine = connection.engine
+        assert isinstance(engine, SmtpServer)
+        self._connection, self._engine = connection, engine
         self._note_facts()
         connection.send(self._engine.answer(self._context.banner))
 
@@ -124,14 +127,25 @@ class SmtpSession:
         self._note_facts()
 
     def do(self, event: Any) -> Deferred[None] | None:
+        if type(event) is not smtp_server.Content:
+            self._waiting_since = None
         return _PERFORM[type(event)](self, event)
 
     def waiting(self) -> float:
+        # Asked after each octet of a command that is not complete: the deadline must not move with them (HOSTILE F12).
+        now = monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        allowed = self._settings.command_seconds
         if self._draft is not None:
-            # An absolute deadline that grows with what arrives: at least so many octets a second (HOSTILE F12).
-            allowed = self._settings.content_seconds + self._engine.content_octets / self._settings.min_octets_per_second
-            return max(0.0, self._content_began + allowed - monotonic())
-        return self._settings.command_seconds
+            # It grows with what arrives, so that a whole content comes with at least so many octets a second.
+            allowed = (
+                self._settings.content_seconds + self._engine.content_octets / self._settings.min_octets_per_second
+            )
+        return max(0.0, self._waiting_since + allowed - now)
+
+    def may_end(self) -> bool:
+        return self._draft is None
 
     def timed_out(self) -> bytes:
         return replies.TOO_SLOW.octets
@@ -143,9 +157,7 @@ class SmtpSession:
 
     def lost(self) -> None:
         self._forget_transaction()
-        if self._logout is not None:
-            logout, self._logout = self._logout, None
-            logout()
+        self._log_out()
 
     # -- replies -----------------------------------------------------------------------------------------------------
 
@@ -154,12 +166,18 @@ class SmtpSession:
         self._connection.send(self._engine.answer(reply))
         if reply.code < 400:
             return None
-        self._errors += 1
         if reply.code == 421:
-            self._connection.close()
-        elif self._errors >= self._settings.hard_errors:
+            self._connection.close(lingers=True)
+            return None
+        if reply.is_transient and self._deferrals < self._engine.settings.max_recipients:
+            # "Try again later" is no fault of the client's, above all not for the recipients beyond the limit: those
+            # before it must get their message (RFC 5321 §4.5.3.1.10). But it goes on for so long only.
+            self._deferrals += 1
+            return None
+        self._errors += 1
+        if self._errors >= self._settings.hard_errors:
             self._connection.send(replies.TOO_MANY_ERRORS.octets)
-            self._connection.close()
+            self._connection.close(lingers=True)
         elif self._errors >= self._settings.soft_errors:
             return deferLater(self._context.reactor, self._settings.soft_error_delay_seconds, lambda: None)
         return None
@@ -176,65 +194,73 @@ class SmtpSession:
     def _do_refused(self, event: smtp_server.Refused) -> Deferred[None] | None:
         waits = (self._answer_junk if event.junk else self._answer)(event.reply)
         if event.closes:
-            self._connection.close()
+            self._connection.close(lingers=True)
         return waits
 
-    def _do_hello(self, event: smtp_server.Hello) -> None:
+    def _do_hello(self, event: smtp_server.Hello) -> Deferred[None] | None:
         self._forget_transaction()
         self._hello = event
         self._note_facts()
-        if event.verb == "EHLO":
-            greeting = f"{self._context.hostname} greets {self._facts.client_address}"
-            self._connection.send(self._engine.answer(self._engine.ehlo_reply(greeting)))
-        else:
-            self._connection.send(self._engine.answer(self._context.helo_reply))
+        if event.verb == "HELO":
+            return self._answer_junk(self._context.helo_reply)
+        return self._answer_junk(
+            self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}")
+        )
 
     def _do_mail(self, event: smtp_server.Mail) -> Deferred[None] | None:
         if self._reception is None:
-            d = self._context.portal.login(Anonymous(), None, IReception, IMessageDelivery)
-            d.addCallback(self._welcomed)
-            d.addCallback(lambda _: self._do_mail(event))
-            return d.addErrback(self._not_welcomed)
+            d: Deferred[Any] = self._context.portal.login(Anonymous(), None, IReception, IMessageDelivery)
+            return d.addCallbacks(self._welcomed_to_mail, self._not_welcomed, (event,))
+        return self._check_mail(event)
+
+    def _welcomed_to_mail(self, login: Any, event: smtp_server.Mail) -> Deferred[None] | None:
+        self._welcomed(login)
+        return self._check_mail(event) if self._reception is not None else None
+
+    def _check_mail(self, event: smtp_server.Mail) -> Deferred[None] | None:
         return _then(self._reception.check_mail(self._facts, event), self._mail_checked, event)
 
     def _mail_checked(self, reply: Reply, event: smtp_server.Mail) -> Deferred[None] | None:
         if reply.is_positive:
             self._mail = event
-            self._recipients = []
-            self._envelope = Envelope(
-                event.reverse_path, (), event.ret, event.envid, event.body, event.smtputf8, self._account_id()
-            )
+            self._recipients = {}
+            self._envelope = self._make_envelope(event)
         return self._answer(reply)
 
-    def _do_rcpt(self, event: smtp_server.Rcpt) -> Deferred[None] | None:
-        return _then(self._reception.check_rcpt(self._facts, self._envelope, event), self._rcpt_checked)
-
-    def _rcpt_checked(self, result: tuple[Reply, tuple[Recipient, ...]]) -> Deferred[None] | None:
-        reply, recipients = result
-        if reply.is_positive:
-            known = {recipient.forward_path for recipient in self._recipients}
-            self._recipients += [recipient for recipient in recipients if recipient.forward_path not in known]
-        return self._answer(reply)
-
-    def _do_data(self, event: smtp_server.Data) -> Deferred[None] | None:
-        mail = self._mail
-        assert mail is not None
-        self._envelope = Envelope(
+    def _make_envelope(self, mail: smtp_server.Mail) -> Envelope:
+        """The mail transaction so far."""
+        return Envelope(
             mail.reverse_path,
-            tuple(self._recipients),
+            tuple(self._recipients.values()),
             mail.ret,
             mail.envid,
             mail.body,
             mail.smtputf8,
             self._account_id(),
         )
+
+    def _do_rcpt(self, event: smtp_server.Rcpt) -> Deferred[None] | None:
+        return _then(self._reception.check_rcpt(self._facts, self._envelope, event), self._rcpt_checked)
+
+    def _rcpt_checked(self, result: tuple[Reply, tuple[Recipient, ...]]) -> Deferred[None] | None:
+        reply, recipients = result
+        mail = self._mail
+        if reply.is_positive and mail is not None:
+            for recipient in recipients:
+                self._recipients.setdefault(recipient.forward_path, recipient)
+            self._envelope = self._make_envelope(mail)
+        return self._answer(reply)
+
+    def _do_data(self, event: smtp_server.Data) -> Deferred[None] | None:
         try:
             self._draft = self._reception.begin_content(self._facts, self._envelope)
+        except SpoolFull:
+            self._forget_transaction()
+            return self._answer(replies.NO_ROOM)
         except SpoolUnhealthy:
             self._forget_transaction()
             return self._answer(replies.UNHEALTHY)
         self._draft_failed = False
-        self._content_began = monotonic()
         return self._answer(replies.GO_AHEAD)
 
     def _do_content(self, event: smtp_server.Content) -> Deferred[None] | None:
@@ -248,25 +274,33 @@ class SmtpSession:
         return waits.addErrback(self._content_lost) if waits is not None else None
 
     def _content_lost(self, failure: Failure) -> None:
-        self.log.failure("the content of a message could not be written", failure)
+        if self._draft is None:
+            return  # the client left, and the draft was abandoned while it was being written
+        if failure.check(Unavailable) is None:
+            self.log.failure("the content of a message could not be written", failure)
+        else:
+            self.log.warn("the content of a message could not be written: {why}", why=failure.getErrorMessage())
         self._draft_failed = True
-        if self._draft is not None:
-            self._draft.abandon()
+        self._draft.abandon()
 
     def _do_end_of_data(self, event: smtp_server.EndOfData) -> Deferred[None] | None:
         draft, self._draft = self._draft, None
         envelope = self._envelope
         self._forget_transaction()
         if draft is None or self._draft_failed:
-            return self._answer(replies.NOT_QUEUED)
+            return self._ended(replies.NOT_QUEUED, event)
         done = self._reception.end_of_data(self._facts, envelope, draft, event)
         return _then(done, self._ended, event)
 
     def _ended(self, reply: Reply, event: smtp_server.EndOfData) -> Deferred[None] | None:
+        if reply.is_positive:
+            self._errors = self._deferrals = self._junk = (
+                0  # whoever brings mail may go on: budgets are for those who do not
+            )
         waits = self._answer(reply)
         if event.closes or reply is replies.NOT_QUEUED:
             # On doubt the connection goes too: nobody may take a later reply for this one (DURABILITY).
-            self._connection.close()
+            self._connection.close(lingers=True)
         return waits
 
     def _do_rset(self, event: smtp_server.Rset) -> Deferred[None] | None:
@@ -296,10 +330,11 @@ class SmtpSession:
         if self._engine.out_of_step:
             return None  # octets behind the command: the next event refuses them and ends the session
         self._connection.start_tls(options)
-        # RFC 3207 §4.2: what was said in clear is forgotten, by the engine and here.
+        # RFC 3207 §4.2: what was said in clear is forgotten, by the engine and here, a login not excepted.
         self._engine.tls_started()
         self._forget_transaction()
-        self._hello = None
+        self._log_out()
+        self._hello, self._account, self._exchange = None, "", None
         self._note_facts()
         return None
 
@@ -314,6 +349,7 @@ class SmtpSession:
         return self._step(event.octets)
 
     def _step(self, response: bytes | None) -> Deferred[None] | None:
+        assert self._exchange is not None
         outcome = self._exchange.step(response)
         if isinstance(outcome, sasl.Challenge):
             self._connection.send(self._engine.challenge(outcome.octets))
@@ -326,9 +362,8 @@ class SmtpSession:
             credentials = credentials_for(portal, outcome.authcid, outcome.password.encode(), outcome.authzid)
         except UnauthorizedLogin:
             return self._login_failed(Failure(), outcome.authcid)
-        d = portal.login(credentials, None, IReception, IMessageDelivery)
-        d.addCallbacks(self._logged_in, self._login_failed, (), {}, (outcome.authcid,), {})
-        return d
+        d: Deferred[Any] = portal.login(credentials, None, IReception, IMessageDelivery)
+        return d.addCallbacks(self._logged_in, self._login_failed, (), {}, (outcome.authcid,), {})
 
     def _logged_in(self, login: tuple[Any, Any, Callable[[], None]]) -> Deferred[None] | None:
         self._welcomed(login)
@@ -349,18 +384,26 @@ class SmtpSession:
         )
         if self._auth_failures >= self._settings.max_auth_failures:
             self._connection.send(self._engine.answer(replies.BAD_CREDENTIALS))
-            self._connection.close()
+            self._connection.close(lingers=True)
             return None
         return self._answer(replies.BAD_CREDENTIALS)
 
     def _welcomed(self, login: tuple[Any, Any, Callable[[], None]]) -> None:
         interface, avatar, logout = login
-        if self._logout is not None:
-            self._logout()
+        self._log_out()
         self._logout = logout
         if interface is IMessageDelivery:
-            avatar = DeliveryReception(avatar, self._context.hostname)
+            avatar = DeliveryReception(avatar, self._context.reactor)
         self._reception = avatar
+        if self._connection.closed:
+            self._log_out()  # it left while the portal was asked: `lost` found nothing to let go of yet
+
+    def _log_out(self) -> None:
+        """Let go of the avatar."""
+        self._reception = None
+        logout, self._logout = self._logout, None
+        if logout is not None:
+            logout()
 
     def _not_welcomed(self, failure: Failure) -> Deferred[None] | None:
         """The portal takes nobody without a login."""
@@ -376,7 +419,7 @@ class SmtpSession:
         return account.id if account is not None else None
 
     def _forget_transaction(self) -> None:
-        self._mail, self._recipients, self._envelope = None, [], _NO_ENVELOPE
+        self._mail, self._recipients, self._envelope = None, {}, _NO_ENVELOPE
         draft, self._draft = self._draft, None
         if draft is not None:
             draft.abandon()
