@@ -331,7 +331,10 @@ class ControlClient:
         if len(request) > MAX_REQUEST_OCTETS:
             raise ControlError("the request is too long: ask for less at a time")
         try:
-            self._socket.sendall(request)
+            try:
+                self._socket.sendall(request)
+            except BrokenPipeError:
+                pass  # a server that refuses us may have said so, and closed, before we asked
             line = self._lines.readline(MAX_ANSWER_OCTETS + 64)
         except OSError as problem:
             raise Unavailable(f"the server does not answer at its control socket: {problem}") from problem

@@ -256,7 +256,8 @@ def test_connections_are_bounded(server: ControlServer) -> None:
     clients = [ControlClient(server.path) for _ in range(MAX_CONNECTIONS)]
     for each in clients:
         each.call("domain_list")
-    with pytest.raises(Unavailable, match="too many connections"):
+    # The text may be lost where our request crosses the close; that it is "try again" is not.
+    with pytest.raises(Unavailable):
         ControlClient(server.path).call("domain_list")
     for each in clients:
         each.close()
