@@ -39,9 +39,16 @@ from polarismail.wire.smtp_server import ServerSettings
 
 # Each listener's role says these, and what is offered follows from what is there.
 _OF_LISTENERS = Without("hostname", "require_auth", "offers_pipelining", "offers_dsn", "offers_smtputf8")
-# `[smarthost]` and `[smarthosts."domain"]` say these, and the server knows its own names.
+# `[smarthost]`, `[smarthosts."domain"]` and `[local]` say these, and the server knows its own names.
 _OF_RELAY = Without(
-    "client.hostname", "routing.smarthost", "routing.domains", "routing.own_names", "routing.own_endpoints"
+    "client.hostname",
+    "client.max_recipients",
+    "routing.smarthost",
+    "routing.domains",
+    "routing.own_names",
+    "routing.own_endpoints",
+    "local_batch",
+    "large_octets",
 )
 
 DEFAULT_PATH = "/etc/polarismail/polarismail.toml"

@@ -86,6 +86,7 @@ class Parts:
             record_event=record_event,
             now=now,
             random=random,
+            greylist=self.greylist,
         )
         self.desk = Desk(
             hostname=config.hostname,
@@ -131,7 +132,6 @@ class Parts:
             self.spool,
             self.passwords,
             self.directory,
-            self.greylist,
             self.manager,
             self.control_server,
         )
@@ -247,11 +247,17 @@ class Parts:
 
 
 def _relay_settings(config: Config) -> RelaySettings:
-    """The relay's settings with what only the whole configuration knows: where we listen, so that no MX loops to us."""
+    """The relay's settings with what is said elsewhere in the configuration: where we listen, so that no MX loops to us."""
     endpoints = frozenset(
         (address, listener.port)
         for listener in config.listeners
         if listener.protocol == "smtp"
         for address in ((listener.address,) if listener.address else ("0.0.0.0", "::"))
     )
-    return evolve(config.relay, routing=evolve(config.relay.routing, own_endpoints=endpoints))
+    return evolve(
+        config.relay,
+        routing=evolve(config.relay.routing, own_endpoints=endpoints),
+        client=evolve(config.relay.client, max_recipients=config.relay.recipients_per_transaction),
+        local_batch=config.local.batch,
+        large_octets=config.local.small_octets,
+    )

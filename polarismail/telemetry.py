@@ -16,7 +16,7 @@ Events of an ordinary message: three. Every one has `queue_id`:
     relayed     the same, waited_seconds sending_seconds: to a next hop
     removed     nothing more: the message has left the spool
 
-Of others: deferred (and next_attempt attempts), failed, expired, expanded: as delivered; bounced: `report` is the DSN's queue id.
+Of others: deferred (and next_attempt attempts), failed, expired, expanded: as delivered; bounced: `report` is the DSN's id.
 Others: see `EVENTS`. Ordinary `twisted.logger` events go to the same file through `EventLog.observe`.
 """
 

@@ -7,8 +7,12 @@ Takes a minute or so: it builds, and fills a fresh virtualenv from pip's cache.
 from __future__ import annotations
 
 import configparser
+import json
 import os
+import poplib
 import shutil
+import smtplib
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -16,6 +20,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.server import wait_until
+from tests.test_demo import free_offset
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = (
@@ -111,6 +118,43 @@ def test_command_works_with_the_core_alone(installed: Path, tmp_path: Path) -> N
     assert run(installed / "polarismail", "-c", "var/polarismail.toml", "check", cwd=tmp_path).endswith(": ok\n")
     accounts = run(installed / "polarismail", "-c", "var/polarismail.toml", "account", "list", cwd=tmp_path)
     assert "alice@example.test" in accounts
+
+
+def test_server_runs_with_the_core_alone(installed: Path, tmp_path: Path) -> None:
+    offset = free_offset()
+    run(installed / "python", "-m", "polarismail.demo", "--prepare-only", "--port-offset", str(offset), cwd=tmp_path)
+    demo = json.loads((tmp_path / "var" / "demo.json").read_text())
+    name, password = demo["accounts"][0]["address"], demo["accounts"][0]["password"]
+    context = ssl.create_default_context(cafile=str(tmp_path / demo["ca"]))
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    words = [installed / "twistd", "-n", "--pidfile=", "polarismail", "--config", "var/polarismail.toml"]
+    with open(tmp_path / "output", "wb") as output:
+        server = subprocess.Popen(words, cwd=tmp_path, env=clean, stdout=output, stderr=output)
+    try:
+
+        def submitted() -> bool:
+            assert server.poll() is None, (tmp_path / "output").read_text()
+            try:
+                with smtplib.SMTP_SSL("localhost", demo["ports"]["submissions"], timeout=10, context=context) as client:
+                    client.login(name, password)
+                    client.sendmail(name, [name], "Subject: from the wheel\r\n\r\nHello\r\n")
+            except ConnectionRefusedError:
+                return False
+            return True
+
+        def read() -> int:
+            client = poplib.POP3_SSL("localhost", demo["ports"]["pop3s"], timeout=10, context=context)
+            client.user(name)
+            client.pass_(password)
+            count = client.stat()[0]
+            client.quit()
+            return count
+
+        wait_until(submitted, "the installed server to take a message")
+        assert wait_until(read, "the message over POP3") == 1
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_dependencies_have_lower_bounds_and_a_reason_each() -> None:

@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from polarismail.relay.greylisting import Greylist
 from polarismail.relay.maildrops import Maildrops
 from polarismail.relay.mx import Lookup
 from polarismail.relay.queue import Counts, Hand, Item
@@ -44,6 +45,7 @@ _FRESH_SHARE = 0.1
 class RelayManager(Service):
     """See the module. `now` is the wall clock (a test may shift it); durations are the reactor's.
 
+    `greylist` lives as long as the manager does; reception asks it through `check`.
     `local.deliver(recipients)` fires with outcomes; `compose` makes DSNs. Start it behind the spool, stop it before.
     """
 
@@ -63,10 +65,11 @@ class RelayManager(Service):
         now: Callable[[], float],
         random: randomness.Random,
         connect: Connect = connect_session,
+        greylist: Greylist | None = None,
     ) -> None:
         self._reactor, self._spool = reactor, spool
         self._hostname, self._record_event, self._now, self._random = hostname, record_event, now, random
-        self.settings = settings
+        self.settings, self.greylist = settings, greylist
         self._router = Router(resolver, self._own_routing(settings), random)
         self._hand = Hand(settings.max_recipients_in_memory, settings.max_octets_in_memory)
         self._sites = Sites(
@@ -126,6 +129,8 @@ class RelayManager(Service):
         self._recorder.flush()
         await _at_most(self._reactor, self._recorder.when_idle(), self.settings.stop_seconds)
         self._recorder.stop()
+        if self.greylist is not None:
+            await _at_most(self._reactor, self.greylist.stop(), self.settings.stop_seconds)
         await _at_most(self._reactor, self._release(self._hand.everyone()), self.settings.stop_seconds)
 
     def stopService(self) -> Deferred[None]:
