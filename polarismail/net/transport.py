@@ -282,9 +282,6 @@ class Connection(Protocol):
 
     def _resume(self) -> None:
         self._busy = False
-        if not self._reading and not self.closed:
-            self._reading = True
-            self.transport.resumeProducing()
         self._pump()
 
     def _settle(self) -> None:
@@ -297,8 +294,16 @@ class Connection(Protocol):
         self.flush()
         if self._closing:
             self._end()
-        elif self._writable is None and not self._handshaking:
-            self._wait_for_client(self._session.waiting())
+        elif self._writable is None:
+            self._read_on()
+            if not self._handshaking:
+                self._wait_for_client(self._session.waiting())
+
+    def _read_on(self) -> None:
+        # Only once what had come is used up, or a client that sends faster than we perform would fill the memory.
+        if not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
 
     def _end(self) -> None:
         """Everything is written, or waits in the transport: close, and cut what takes longer than `linger_seconds`."""
@@ -306,9 +311,7 @@ class Connection(Protocol):
             return
         self._ended = True
         transport = self.transport
-        if not self._reading:
-            self._reading = True
-            transport.resumeProducing()  # the client's side of a TLS goodbye must be read
+        self._read_on()  # the client's side of a TLS goodbye
         transport.unregisterProducer()
         if self._lingers and self._direct and not transport.TLS:
             transport.loseWriteConnection()
