@@ -170,8 +170,8 @@ class AcceptLane:
 
     def insert_many(self, driver: Driver, accepts: Sequence[Accept]) -> None:
         """The rows of several messages. Raises what the driver raises."""
-        driver.run_many(self._statements.insert_message, [accept.message for accept in accepts])
-        driver.run_many(self._statements.insert_recipient, [row for accept in accepts for row in accept.recipients])
+        driver.run_rows(self._statements.insert_message, [accept.message for accept in accepts])
+        driver.run_rows(self._statements.insert_recipient, [row for accept in accepts for row in accept.recipients])
 
     def insert(self, connection: Connection, accept: Accept) -> Committed:
         """The rows of one message, and its effects. Raises RefusedByEffect, Unavailable, or what the driver raises."""

@@ -119,13 +119,13 @@ class RecordLane:
             else:
                 doubtful.append(message)
                 finished.extend(_finish(outcome, fence) for outcome, fence in done)
-        changed = driver.run_many(statements.delete_recipient, gone)
+        changed = driver.run_rows(statements.delete_recipient, gone)
         changed += driver.run_many(statements.finish, finished) + driver.run_many(statements.defer, deferred)
         if changed != len(outcomes):
             raise _Stale
         if whole:
             keys = [(number_of(message.queue_id),) for message in whole]
-            if driver.run_many(statements.delete_message, keys) != len(keys):
+            if driver.run_rows(statements.delete_message, keys) != len(keys):
                 raise _Stale
             chunked = [key for key, message in zip(keys, whole, strict=True) if message.storage == CHUNKS]
             driver.run_many(statements.delete_chunks, chunked)

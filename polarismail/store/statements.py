@@ -8,12 +8,13 @@ written here to `executemany` of the driver itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from attrs import asdict
-from sqlalchemy import Connection, Dialect, bindparam, delete, exists, insert, literal_column, update
+from sqlalchemy import Connection, Dialect, Table, bindparam, delete, exists, insert, literal_column, update
 
 from polarismail.store import schema
 from polarismail.values.address import Mailbox
@@ -34,6 +35,8 @@ _RECIPIENT_COLUMNS = (
     "message_id", "number", "forward_path", "original", "account_id", "orcpt", "notify", "next_hop", "next_attempt",
     "expires", "owner",
 )  # fmt: skip
+# 13 parameters a message: far below what SQLite and PostgreSQL take, and few enough texts for the driver's cache.
+_MOST_ROWS = 32
 _FENCE = ("fenced_id", "fenced_number", "fenced_owner", "fenced_epoch")
 
 
@@ -48,6 +51,53 @@ class Statement:
         if list(compiled.positiontup or ()) != list(order):
             raise ValueError(f"{clause.table.name}: parameters are {compiled.positiontup}, expected {order}")
         self.text = str(compiled)
+
+
+class RowsStatement:
+    """One statement for several rows at once, for each number of rows that is a power of two.
+
+    The driver lets go of the interpreter for each step of SQLite; beside a busy reactor, getting it back costs more than
+    the row. So a group of rows is one step wherever its statement can be written that way.
+    """
+
+    __slots__ = ("_make", "_texts", "fixed", "width")
+
+    def __init__(self, make: Callable[[int], tuple[Any, Sequence[str]]], dialect: Dialect, width: int, fixed: int = 0):
+        """`make(rows)` returns the clause and the order of its parameters: `width` for each row, then `fixed` more.
+        Raises ValueError where the compiled order is another."""
+        self.width, self.fixed = width, fixed
+        self._texts: dict[int, str] = {}
+        for power in range(_MOST_ROWS.bit_length()):
+            clause, order = make(1 << power)
+            self._texts[1 << power] = Statement(clause, dialect, order).text
+
+    def pieces(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
+        """The rows in as few statements as there are texts for."""
+        at = 0
+        while at < len(rows):
+            size = min(_MOST_ROWS, 1 << ((len(rows) - at).bit_length() - 1))
+            yield self._texts[size], rows[at : at + size]
+            at += size
+
+
+def _insert_rows(table: Table, columns: Sequence[str]) -> Callable[[int], tuple[Any, Sequence[str]]]:
+    def make(rows: int) -> tuple[Any, Sequence[str]]:
+        names = [[f"{column}_m{at}" for column in columns] for at in range(rows)]
+        values = [dict(zip(columns, map(bindparam, row), strict=True)) for row in names]
+        return insert(table).inline().values(values), [name for row in names for name in row]
+
+    return make
+
+
+def _delete_rows(column: Any, *fixed: tuple[Any, str]) -> Callable[[int], tuple[Any, Sequence[str]]]:
+    def make(rows: int) -> tuple[Any, Sequence[str]]:
+        keys = [f"key_{at}" for at in range(rows)]
+        clause = delete(column.table).where(
+            column.in_([bindparam(key) for key in keys]), *(other == bindparam(name) for other, name in fixed)
+        )
+        return clause, [*keys, *(name for _, name in fixed)]
+
+    return make
 
 
 class Statements:
@@ -68,11 +118,23 @@ class Statements:
             "remote": bindparam("new_remote"),
             **given_back,
         }
-        self.insert_message = Statement(insert(messages).inline(), dialect, _MESSAGE_COLUMNS, _MESSAGE_COLUMNS)
-        self.insert_recipient = Statement(insert(recipients).inline(), dialect, _RECIPIENT_COLUMNS, _RECIPIENT_COLUMNS)
+        self.insert_message = RowsStatement(_insert_rows(messages, _MESSAGE_COLUMNS), dialect, len(_MESSAGE_COLUMNS))
+        self.insert_recipient = RowsStatement(
+            _insert_rows(recipients, _RECIPIENT_COLUMNS), dialect, len(_RECIPIENT_COLUMNS)
+        )
         # The last recipient of its message, or all of them in one group: row by row, fenced, then the message.
-        self.delete_recipient = Statement(delete(recipients).where(*fence), dialect, _FENCE)
-        self.delete_message = Statement(delete(messages).where(_messages.id == bindparam("key")), dialect, ("key",))
+        self.delete_recipient = RowsStatement(
+            _delete_rows(
+                _recipients.message_id,
+                (_recipients.number, "fenced_number"),
+                (_recipients.owner, "fenced_owner"),
+                (_recipients.epoch, "fenced_epoch"),
+            ),
+            dialect,
+            width=1,
+            fixed=3,
+        )
+        self.delete_message = RowsStatement(_delete_rows(_messages.id), dialect, width=1)
         self.delete_chunks = Statement(
             delete(schema.chunks).where(schema.chunks.c.message_id == bindparam("key")), dialect, ("key",)
         )
@@ -120,6 +182,21 @@ class Driver:
             return self.run(statement, rows[0])
         self._cursor.executemany(statement.text, rows)
         return int(self._cursor.rowcount)
+
+    def run_rows(self, statement: RowsStatement, rows: Sequence[tuple[Any, ...]]) -> int:
+        """How many rows changed, in all. Rows that end alike in the statement's fixed parameters go together."""
+        changed, fixed = 0, statement.fixed
+        if fixed:
+            alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+            for row in rows:
+                alike.setdefault(row[-fixed:], []).append(row[:-fixed])
+        else:
+            alike = {(): list(rows)} if rows else {}
+        for ending, group in alike.items():
+            for text, piece in statement.pieces(group):
+                self._cursor.execute(text, [*chain.from_iterable(piece), *ending])
+                changed += int(self._cursor.rowcount)
+        return changed
 
     def begin_savepoint(self) -> None:
         self._cursor.execute("SAVEPOINT together")
