@@ -126,7 +126,7 @@ class Parts:
 
     async def start(self) -> None:
         """Open databases, spool and threads; begin to relay. What was started is stopped again when one part fails."""
-        order = (
+        order: tuple[Any, ...] = (
             self.database,
             self.counters,
             self.spool,
@@ -209,6 +209,7 @@ class Parts:
     def _inside_tls(self, factory: Any) -> Any:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
+        assert self._certificates is not None  # the service reads one wherever a listener has TLS
         return TLSMemoryBIOFactory(self._certificates, False, factory)
 
     def _tls_options(self) -> CertificateStore | None:
@@ -225,7 +226,7 @@ class Parts:
             factory.shut_down()
 
     def drop_sessions(self) -> None:
-        """Cut what is still open."""
+        """Cut what is still open. The sessions put away what they hold in the reactor's next turn."""
         for factory in self._factories:
             for connection in list(factory.connections):
                 connection.transport.abortConnection()
@@ -236,6 +237,8 @@ class Parts:
         """Take what may change while running; new connections and new attempts see it."""
         self.config = config
         self.desk.settings = config.reception
+        for counter in self._counters.values():
+            counter.limits = config.connections
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(_relay_settings(config))
         for made in self._factories:

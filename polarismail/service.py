@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.internet.task import deferLater
@@ -43,6 +44,20 @@ _IMPORTED_LATE = (
     "twisted.protocols.tls",
 )
 _LOOK_AGAIN_SECONDS = 0.1
+_NEED_RESTART = (
+    "hostname",
+    "listeners",
+    "paths",
+    "database",
+    "log",
+    "control",
+    "auth",
+    "directory",
+    "spool",
+    "local",
+    "dns",
+)
+"""Tables and keys that are read at the start alone; of `[pop3]` it is how maildrops are read."""
 
 
 def makeService(options: Options) -> MailService:
@@ -79,6 +94,7 @@ class MailService(Service):
         self.now: Callable[[], float] = lambda: time.time() + clock_offset_seconds
         self._bound: dict[str, list[socket.socket]] = {}
         self._ports: list[Any] = []
+        self._starting = self._stopping = False
         self.parts: Parts | None = None
         self.certificates: CertificateStore | None = None
 
@@ -132,8 +148,9 @@ class MailService(Service):
             hostname=self.config.hostname,
             now=self.now,
         )
-        self._started = ensureDeferred(self._start())
-        self._started.addErrback(self._failed_to_start)
+        self._starting, self._stopping = True, False
+        self._install_signals()
+        ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
 
     async def _start(self) -> None:
         check_dropped(self._uid, self._gid)
@@ -153,10 +170,10 @@ class MailService(Service):
             random=random.Random(),
         )
         await self.parts.start()
+        if self._stopping:
+            return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
-        if self.reactor is not None and self._given_reactor is not None:
-            self._install_signals()
         self.telemetry.record_event(
             "started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
         )
@@ -167,34 +184,49 @@ class MailService(Service):
         else:
             self.log.failure("polarismail cannot start", failure)
         self.telemetry.flush()
+        if self._stopping:
+            return
         # twistd has no way to say "failed" once the reactor runs; systemd and people look at the status.
         self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
         self.reactor.callLater(0, self.reactor.stop)
+
+    def _start_ended(self, _: None) -> None:
+        self._starting = False
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, let transactions finish (at most 30 s), give back what is claimed, close. Never fails."""
         super().stopService()
+        self._stopping = True
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
+        # A start that is under way comes to its end first: parts are not stopped while others are still started.
+        await self._wait_while(lambda: self._starting, _DRAIN_SECONDS)
         await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports.clear()
         for bound in self._bound.values():
             for each in bound:
                 each.close()
-        if self.parts is not None:
-            self.parts.shut_down_sessions()
-            until = self.reactor.seconds() + _DRAIN_SECONDS
-            while self.parts.sessions and self.reactor.seconds() < until:
-                await deferLater(self.reactor, _LOOK_AGAIN_SECONDS, lambda: None)
-            self.parts.drop_sessions()
-            await self.parts.stop()
+        parts = self.parts
+        if parts is not None:
+            try:
+                parts.shut_down_sessions()
+                await self._wait_while(lambda: parts.sessions, _DRAIN_SECONDS)
+                parts.drop_sessions()
+                await self._wait_while(lambda: parts.sessions, 1.0)
+            except Exception:
+                self.log.failure("sessions did not end as they should")
+            await parts.stop()
         self.telemetry.record_event("stopped", {"pid": os.getpid()})
-        if self.telemetry in list(globalLogPublisher._observers):
-            globalLogPublisher.removeObserver(self.telemetry)
+        globalLogPublisher.removeObserver(self.telemetry)
         self.telemetry.close()
+
+    async def _wait_while(self, condition: Callable[[], Any], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while condition() and time.monotonic() < until:
+            await deferLater(self.reactor, _LOOK_AGAIN_SECONDS)
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
@@ -206,26 +238,34 @@ class MailService(Service):
             self.log.debug("not on the main thread: no signals; call reload() instead")
 
     def reload(self) -> str:
-        """SIGHUP: reopen the log, read configuration and certificate again. Returns "" or what kept the old ones in force.
+        """SIGHUP: reopen the log, read configuration and certificate again. Returns "" or what kept the old ones in force:
+        either everything that can change does, or nothing.
 
-        What was read applies to new connections and new attempts. Listeners, paths and databases need a restart: where
-        they differ, the log says so.
+        What was read applies to new connections and new attempts. What needs a restart stays as it was, and the log says
+        where the file differs.
         """
         self.telemetry.reopen()
+        parts = self.parts
         try:
-            config = load(self.config_path)
-            needs_restart = [
-                key
-                for key in ("listeners", "paths", "database", "hostname")
-                if getattr(config, key) != getattr(self.config, key)
-            ]
+            if parts is None or self._starting:
+                raise ConfigError(f"{self.config_path}: not read: the server is still starting")
+            read = load(self.config_path)
+            needs_restart = [key for key in _NEED_RESTART if getattr(read, key) != getattr(self.config, key)]
+            config = evolve(
+                read,
+                pop3=evolve(read.pop3, maildrop=self.config.pop3.maildrop, door=self.config.pop3.door),
+                **{key: getattr(self.config, key) for key in _NEED_RESTART},
+            )
+            if config.pop3 != read.pop3:
+                needs_restart.append("pop3")
             if self.certificates is not None:
                 self.certificates.reload(config.tls.certificate, config.tls.key)
-        except ConfigError as problem:
+        except Exception as problem:
+            if not isinstance(problem, ConfigError):
+                self.log.failure("the configuration could not be read again")
             self.telemetry.record_event("reload-failed", {"path": self.config_path, "problem": str(problem)})
             return str(problem)
-        if self.parts is not None:
-            self.parts.reconfigure(config)
+        parts.reconfigure(config)
         self.config = config
         self.telemetry.record_event("reloaded", {"path": self.config_path, "needs_restart": ", ".join(needs_restart)})
         return ""
