@@ -28,7 +28,9 @@ def make_directory(path: str, uid: int | None, gid: int | None, mode: int = 0o70
             if os.geteuid() == 0 and (uid is not None or gid is not None):
                 os.chown(parent, -1 if uid is None else uid, -1 if gid is None else gid)
     except OSError as problem:
-        raise ConfigError(f"{path}: cannot be made: {problem.strerror}; make it, owned by the service's user") from problem
+        raise ConfigError(
+            f"{path}: cannot be made: {problem.strerror}; make it, owned by the service's user"
+        ) from problem
 
 
 def check_dropped(uid: int | None, gid: int | None) -> None:
@@ -38,6 +40,8 @@ def check_dropped(uid: int | None, gid: int | None) -> None:
             raise ConfigError(f"privileges were not dropped: the user ids are {os.getresuid()}, expected {uid}")
         if uid != 0 and _may_become_root():
             raise ConfigError("privileges were not dropped: the process can become root again")
+        if uid != 0 and gid is None and 0 in (*os.getresgid(), *os.getgroups()):
+            raise ConfigError("privileges were not dropped: the group is still root's; give twistd --gid as well")
     if gid is not None:
         if os.getresgid() != (gid, gid, gid):
             raise ConfigError(f"privileges were not dropped: the group ids are {os.getresgid()}, expected {gid}")

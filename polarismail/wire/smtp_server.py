@@ -244,7 +244,8 @@ class SmtpServer:
         if not text.isprintable() and _CONTROL.search(text):
             return Refused(replies.BAD_OCTET)
         verb, _, argument = text.partition(" ")
-        verb = verb.upper()
+        if verb.isascii():  # else a letter that Unicode folds to one of ours would make a verb
+            verb = verb.upper()
         if verb in _LAST_OF_ITS_GROUP and lines:
             self.out_of_step = True
             return _OUT_OF_STEP
