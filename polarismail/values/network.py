@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from functools import lru_cache
 
 from attrs import field, frozen
@@ -19,13 +20,15 @@ def parse_network(text: str) -> Network:
         raise ValueError(f"{text!r} is no network: expected e.g. 192.0.2.0/24 or 2001:db8::/32") from problem
 
 
+def _parse_networks(given: Iterable[Network | str]) -> tuple[Network, ...]:
+    return tuple(parse_network(one) if isinstance(one, str) else one for one in given)
+
+
 @frozen
 class NetworkList:
     """Does an address belong to any of these networks? IPv4 clients of IPv6 sockets (::ffff:a.b.c.d) count as IPv4."""
 
-    networks: tuple[Network, ...] = field(
-        default=(), converter=lambda given: tuple(n if not isinstance(n, str) else parse_network(n) for n in given)
-    )
+    networks: tuple[Network, ...] = field(default=(), converter=_parse_networks)
 
     def __contains__(self, address: str) -> bool:
         if not self.networks:

@@ -96,6 +96,15 @@ def test_message_reaches_the_avatar(served: tuple[int, list[Any]]) -> None:
     ]
 
 
+def test_a_long_message_is_fed_whole_and_others_have_their_turn(served: tuple[int, list[Any]]) -> None:
+    port, store = served
+    lines = [f"line {number}" for number in range(5000)]
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client, smtplib.SMTP("127.0.0.1", port, timeout=30) as other:
+        client.sendmail("a@b.test", ["x@y.test"], "\r\n".join(lines) + "\r\n")
+        assert other.noop()[0] == 250
+    assert [line.decode() for line in store[0][1][1:]] == lines
+
+
 def test_login_goes_through_a_checker_that_knows_only_names_and_passwords(served: tuple[int, list[Any]]) -> None:
     port, store = served
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""What a reception answers when a part behind it fails: the reply follows what has become of the message."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import capturedLogs
+
+from polarismail.serve.reception import Desk, Reception
+from polarismail.store.interfaces import Refused
+from polarismail.values.address import Mailbox
+from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
+from polarismail.values.reply import NO_ROOM, NOT_QUEUED, TRY_AGAIN, Reply
+from polarismail.wire.smtp_server import EndOfData, Rcpt
+
+BOB = Mailbox("bob", "here.test")
+ENVELOPE = Envelope(None, (Recipient(BOB, BOB, LOCAL, 1),))
+END = EndOfData(10)
+
+
+class Draft:
+    queue_id = "0000000000001"
+    abandoned = False
+
+    def head(self, octets: int) -> bytes:
+        return b"Subject: x\r\n\r\n"
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+def reception(**parts: Any) -> Reception:
+    given: dict[str, Any] = {
+        "hostname": "mail.here.test",
+        "spool": None,
+        "directory": None,
+        "accepted": lambda committed: None,
+        "record_event": lambda name, fields: None,
+        "now": lambda: 1.8e9,
+    }
+    return Reception(Desk(**{**given, **parts}))
+
+
+def answered(d: Deferred[Reply]) -> Reply:
+    replies: list[Reply] = []
+    d.addCallback(replies.append)
+    return replies[0]
+
+
+def spool(outcome: Deferred[Any]) -> Any:
+    return SimpleNamespace(commit=lambda submission: outcome)
+
+
+@pytest.mark.parametrize(
+    ("problem", "reply"),
+    [(SpoolFull("full"), NO_ROOM), (SpoolUnhealthy("sick"), NOT_QUEUED), (RuntimeError("?"), NOT_QUEUED)],
+)
+def test_a_commit_that_fails(problem: Exception, reply: Reply) -> None:
+    draft = Draft()
+    taking = reception(spool=spool(fail(problem)))
+    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, draft, END)) == reply
+    assert draft.abandoned
+
+
+def test_a_commit_that_is_refused() -> None:
+    refusal = Reply(452, (4, 2, 2), "Out of credit")
+    taking = reception(spool=spool(succeed(Refused(refusal))))
+    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, Draft(), END)) == refusal
+
+
+def test_what_is_committed_is_250_whatever_happens_next() -> None:
+    """The message is on stable storage: a reply that brings the client back would make a second copy."""
+
+    def accepted(committed: Any) -> None:
+        raise RuntimeError("broken")
+
+    message = SimpleNamespace(queue_id=Draft.queue_id, reverse_path=None, size=10)
+    committed = SimpleNamespace(message=message, recipients=(None,))
+    taking = reception(spool=spool(succeed(committed)), accepted=accepted)
+    with capturedLogs() as logged:
+        assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, Draft(), END)).code == 250
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize("problem", [Unavailable("no answer"), RuntimeError("broken")])
+def test_a_recipient_that_cannot_be_looked_up_is_try_again(problem: Exception) -> None:
+    taking = reception(directory=SimpleNamespace(resolve=lambda mailbox: fail(problem)))
+    answers: list[Any] = []
+    judged = taking.check_rcpt(SessionFacts(), ENVELOPE, Rcpt(BOB))
+    assert isinstance(judged, Deferred)
+    judged.addCallback(answers.append)
+    assert answers == [(TRY_AGAIN, ())]
