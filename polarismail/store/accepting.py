@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Puts new messages into the accept transaction: all that wait with two statements, each with an outcome of its own.
 
-A message without effects costs its share of two `executemany`. One with effects gets a savepoint, so that the reply of an
-effect refuses it alone. Where the common way fails (one row that the database does not take), each message of the group is
-tried in a savepoint of its own.
+A message without effects costs its share of two inserts. One with effects gets a savepoint, so that the reply of an effect
+refuses it alone. Where the common way fails (one row that the database does not take), the group is rolled back and each of
+its messages is tried in a savepoint of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from polarismail.store import schema
-from polarismail.store.committer import Job, run_in_savepoint
+from polarismail.store.committer import DoApart, Job, run_in_savepoint
 from polarismail.store.content import CHUNKS, INLINE, Draft
 from polarismail.store.dialects import is_lost
 from polarismail.store.interfaces import Committed, Effect, QueuedMessage, QueuedRecipient, Refused, Submission
@@ -127,46 +127,42 @@ class AcceptLane:
     """The committer's lane of new messages. A job's payload is an Accept; its value Committed or Refused."""
 
     needs_room = True
+    patient = False
 
     def __init__(self, statements: Statements, incarnation: Callable[[], int]) -> None:
         self._statements, self._incarnation = statements, incarnation
 
-    def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
+    def run(self, connection: Connection, jobs: Sequence[Job], together: bool) -> None:
         owner = self._incarnation()
         alone: list[Job] = []
-        together: list[Job] = []
+        plain: list[Job] = []
         for job in jobs:
             accept: Accept = job.payload
             if accept.owner != owner:
                 accept.belong_to(owner)
-            (alone if accept.effects or accept.storage == CHUNKS else together).append(job)
-        if not self._insert_together(connection, together):
-            alone = list(jobs)
+            (alone if accept.effects or accept.storage == CHUNKS or not together else plain).append(job)
+        self._insert_together(connection, plain)
         for job in alone:
             run_in_savepoint(connection, job, self.insert)
             job.payload.undone = job.error is not None
             if isinstance(job.error, RefusedByEffect):
                 job.value, job.error = Refused(job.error.reply), None
 
-    def _insert_together(self, connection: Connection, jobs: Sequence[Job]) -> bool:
+    def _insert_together(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        """Raises DoApart where one of them is not taken."""
         if not jobs:
-            return True
+            return
         driver = Driver(connection)
         try:
-            driver.begin_savepoint()
-            try:
-                self.insert_many(driver, [job.payload for job in jobs])
-            except Exception as error:
-                if is_lost(error):
-                    raise
-                driver.undo_savepoint()
-                return False
-            driver.keep_savepoint()
+            self.insert_many(driver, [job.payload for job in jobs])
+        except Exception as error:
+            if is_lost(error):
+                raise
+            raise DoApart from error
         finally:
             driver.close()
         for job in jobs:
             job.value = job.payload.committed
-        return True
 
     def insert_many(self, driver: Driver, accepts: Sequence[Accept]) -> None:
         """The rows of several messages. Raises what the driver raises."""

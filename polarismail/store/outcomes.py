@@ -2,8 +2,8 @@
 """Writes what became of recipients, and lets messages leave that have nobody left to serve.
 
 The common case, every recipient of a message done in one group, is two fenced deletes. Whatever else happens is found by
-counting rows: where a group changed fewer than it should have, somebody's outcome is stale, the group is undone to its
-savepoint, and each outcome is written and counted by itself.
+counting rows: where a group changed fewer than it should have, somebody's outcome is stale, the group is rolled back, and
+each outcome is written and counted by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from polarismail.store.accepting import Accept, AcceptLane, RefusedByEffect
-from polarismail.store.committer import Job, run_in_savepoint
+from polarismail.store.committer import DoApart, Job, run_in_savepoint
 from polarismail.store.content import CHUNKS
 from polarismail.store.dialects import is_lost
 from polarismail.store.interfaces import Committed, Outcome, QueuedMessage
@@ -51,13 +51,14 @@ class RecordLane:
     """The committer's lane of outcomes. A job's payload is a Record; its value is Recorded."""
 
     needs_room = False
+    patient = True
 
     def __init__(self, statements: Statements, accepts: AcceptLane, incarnation: Callable[[], int]) -> None:
         self._statements, self._accepts, self._incarnation = statements, accepts, incarnation
 
-    def run(self, connection: Connection, jobs: Sequence[Job]) -> None:
+    def run(self, connection: Connection, jobs: Sequence[Job], together: bool) -> None:
         owner = self._incarnation()
-        together: list[Job] = []
+        plain: list[Job] = []
         alone: list[Job] = []
         for job in jobs:
             record: Record = job.payload
@@ -65,35 +66,30 @@ class RecordLane:
                 if report.owner != owner:
                     report.belong_to(owner)
             special = any(report.effects or report.storage == CHUNKS for report in record.reports)
-            (alone if special else together).append(job)
-        if not self._record_together(connection, together):
-            alone = list(jobs)
+            (alone if special or not together else plain).append(job)
+        self._record_together(connection, plain)
         for job in alone:
             run_in_savepoint(connection, job, self._record_one)
 
     # -- the common way
 
-    def _record_together(self, connection: Connection, jobs: Sequence[Job]) -> bool:
+    def _record_together(self, connection: Connection, jobs: Sequence[Job]) -> None:
+        """Raises DoApart where not every outcome counted."""
         if not jobs:
-            return True
+            return
         driver = Driver(connection)
         try:
-            driver.begin_savepoint()
-            try:
-                left = self._write_together(driver, [outcome for job in jobs for outcome in job.payload.outcomes])
-                self._accepts.insert_many(driver, [report for job in jobs for report in job.payload.reports])
-            except Exception as error:
-                if is_lost(error):
-                    raise
-                driver.undo_savepoint()
-                return False
-            driver.keep_savepoint()
+            left = self._write_together(driver, [outcome for job in jobs for outcome in job.payload.outcomes])
+            self._accepts.insert_many(driver, [report for job in jobs for report in job.payload.reports])
+        except Exception as error:
+            if is_lost(error):
+                raise
+            raise DoApart from error
         finally:
             driver.close()
         for job in jobs:
             job.value = Recorded([report.committed for report in job.payload.reports])
         jobs[0].value.left = left
-        return True
 
     def _write_together(self, driver: Driver, outcomes: Sequence[Outcome]) -> list[QueuedMessage]:
         """Raises _Stale where not every outcome counted."""

@@ -198,16 +198,6 @@ class Driver:
                 changed += int(self._cursor.rowcount)
         return changed
 
-    def begin_savepoint(self) -> None:
-        self._cursor.execute("SAVEPOINT together")
-
-    def keep_savepoint(self) -> None:
-        self._cursor.execute("RELEASE SAVEPOINT together")
-
-    def undo_savepoint(self) -> None:
-        self._cursor.execute("ROLLBACK TO SAVEPOINT together")
-        self._cursor.execute("RELEASE SAVEPOINT together")
-
     def close(self) -> None:
         self._cursor.close()
 
