@@ -258,8 +258,7 @@ class MailService(Service):
             )
             if config.pop3 != read.pop3:
                 needs_restart.append("pop3")
-            if self.certificates is not None:
-                self.certificates.reload(config.tls.certificate, config.tls.key)
+            kept = self._reload_certificate(config)
         except Exception as problem:
             if not isinstance(problem, ConfigError):
                 self.log.failure("the configuration could not be read again")
@@ -267,5 +266,21 @@ class MailService(Service):
             return str(problem)
         parts.reconfigure(config)
         self.config = config
-        self.telemetry.record_event("reloaded", {"path": self.config_path, "needs_restart": ", ".join(needs_restart)})
+        fields = {"path": self.config_path, "needs_restart": ", ".join(needs_restart)}
+        if kept:
+            fields["certificate_kept"] = kept
+        self.telemetry.record_event("reloaded", fields)
+        return ""
+
+    def _reload_certificate(self, config: Config) -> str:
+        """Returns why the old one is kept: only root may read the same files, and root is gone. Raises ConfigError where
+        they are bad, or others than before cannot be read."""
+        if self.certificates is None:
+            return ""
+        try:
+            self.certificates.reload(config.tls.certificate, config.tls.key)
+        except ConfigError as problem:
+            if not isinstance(problem.__cause__, PermissionError) or config.tls != self.config.tls:
+                raise
+            return f"{problem}; a renewed one is served after a restart, or once the server's user may read it"
         return ""

@@ -64,7 +64,7 @@ TRACEBACK_CHARACTERS = 8192
 FLUSH_SECONDS = 0.1
 _BUFFER_CHARACTERS = 65536  # this much is written at once, without waiting for the tick
 _KEPT_CHARACTERS = 1 << 20  # while the disk refuses, so much is kept for the next try
-_SECRETS = frozenset({"password", "secret", "credentials", "response", "initial", "token"})
+SECRETS = frozenset({"password", "secret", "credentials", "response", "initial", "token"})
 
 # Bound early: both run for every field of every event.
 _quote = encode_basestring_ascii
@@ -79,7 +79,7 @@ def render_json(name: str, fields: dict[str, Any], seconds: float) -> str:
         rendered = _names.get(key)
         if rendered is None:
             rendered = _render_name(key)
-            if key in _SECRETS:
+            if key in SECRETS:
                 append(rendered + '"***"')
                 continue
         append(rendered)
@@ -116,7 +116,7 @@ def _cut(key: str, value: str) -> str:
 
 def _render_name(key: str) -> str:
     rendered = f",{_quote(str(key)[:64])}:"
-    if key not in _SECRETS and len(_names) < 1000:  # names come from our code; the bound is for the day they do not
+    if key not in SECRETS and len(_names) < 1000:  # names come from our code; the bound is for the day they do not
         _names[key] = rendered
     return rendered
 
@@ -213,7 +213,13 @@ class EventLog:
             self._schedule()
 
     def observe(self, event: LogEvent) -> None:
-        """A twisted.logger observer: the event becomes a line of the same file. May be called from any thread."""
+        """A twisted.logger observer: the event becomes a line of the same file. May be called from any thread.
+
+        What Twisted itself says below a warning (each socket that opens and closes) stays out: an ordinary message has at
+        most three lines here.
+        """
+        if event.get("log_level", LogLevel.info) < LogLevel.warn and _is_chatter(event):
+            return
         name, fields = _from_logger(event)
         if threading.get_ident() == self._thread:
             self.record_event(name, fields)
@@ -283,6 +289,11 @@ def _from_logger(event: LogEvent) -> tuple[str, dict[str, Any]]:
     if failure is not None:
         fields["traceback"] = failure.getTraceback()[-TRACEBACK_CHARACTERS:]
     return name, fields
+
+
+def _is_chatter(event: LogEvent) -> bool:
+    namespace = str(event.get("log_namespace", ""))
+    return namespace == "log_legacy" or namespace.startswith("twisted.")
 
 
 # What twisted.python.log adds to events that come through it.

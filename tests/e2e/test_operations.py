@@ -158,8 +158,18 @@ def test_privileges_are_dropped_for_good_and_databases_opened_after(tmp_path: Pa
             assert path.stat().st_uid == nobody.pw_uid, path
         server.command("account", "passwd", "bob@here.test", "--password-stdin", input="other")
         assert len(server.messages("bob@here.test", "other")) == 1
+        log = directory / "server" / "log" / "events.log"
+        log.rename(log.with_suffix(".1"))
+        server.write_config(greylisting=True)
         server.signal(signal.SIGHUP)
-        wait_until(lambda: server.events("reload-failed") or server.events("reloaded"), "an answer to SIGHUP")
+        (event,) = wait_until(lambda: server.events("reloaded"), "the reload, in a log file that nobody opened as root")
+        assert log.stat().st_uid == nobody.pw_uid
+        assert "key.pem" in event["certificate_kept"]
+        with server.smtp("mx") as client:
+            client.starttls(context=server.tls)
+            client.ehlo()
+            client.mail("who@else.test")
+            assert client.rcpt("bob@here.test")[0] == 451
         assert len(server.messages("bob@here.test", "other")) == 1
     finally:
         server.kill()
