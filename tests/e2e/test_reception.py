@@ -7,6 +7,7 @@ import poplib
 import smtplib
 import socket
 import ssl
+from collections.abc import Callable
 
 import pytest
 
@@ -165,3 +166,27 @@ def test_tls_versions_below_1_2_are_refused(shared_server: Server) -> None:
     raw = socket.create_connection(("127.0.0.1", shared_server.ports["submissions"]), 10)
     with raw, pytest.raises((ssl.SSLError, ConnectionError)):
         context.wrap_socket(raw, server_hostname="localhost")
+
+
+def test_a_message_that_has_travelled_too_far_is_refused(shared_server: Server) -> None:
+    hop = "Received: from a.test by b.test; Sun, 22 Nov 2026 00:00:00 +0000\r\n"
+    with shared_server.smtp("mx") as client:
+        for hops, expected in ((50, 250), (51, 554)):
+            client.mail("who@else.test")
+            client.rcpt("ann@here.test")
+            code, text = client.data(hop * hops + "Subject: hops\r\n\r\nHi\r\n")
+            assert code == expected, text
+        assert text.startswith(b"5.4.6")
+
+
+def test_aliases_do_not_multiply_recipients_without_bound(make_server: Callable[..., Server]) -> None:
+    server = make_server(extra="[reception]\nmax_expanded_recipients = 3\n").start()
+    for name in ("one", "two"):
+        server.command("alias", "add", f"{name}@here.test", "ann@here.test", "bob@here.test")
+    with server.smtp("mx") as client:
+        client.mail("who@else.test")
+        assert client.rcpt("one@here.test")[0] == 250
+        assert client.rcpt("two@here.test")[0] == 452
+        assert client.rcpt("ann@here.test")[0] == 250
+        assert client.data("Subject: few\r\n\r\nHi\r\n")[0] == 250
+    assert len(server.wait_for_messages("ann@here.test", 1)) == 1
