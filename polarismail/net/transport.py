@@ -363,37 +363,6 @@ class Connection(Protocol):
             self._settle()
 
 
-class CountedConnection(Connection):
-    """A Connection whose `factory` is told once that it is gone, whatever else went wrong."""
-
-    factory: Any
-    address = ""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        try:
-            Connection.connectionLost(self, reason)
-        finally:
-            self.factory.forget(self)
-
-
-class Refusal(Protocol):
-    """Says one line and closes, for clients beyond the limits: it costs no timer and no handshake.
-
-    Where TLS comes first it says nothing: the words would wait for a handshake that a client need never finish.
-    """
-
-    def __init__(self, words: bytes) -> None:
-        self._words = words
-
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        if ISSLTransport.providedBy(transport):
-            transport.abortConnection()
-        else:
-            transport.write(self._words)
-            transport.loseConnection()
-
-
 def _pass_on(result: Any, waiter: Deferred[None]) -> Any:
     waiter.callback(None)
     return result

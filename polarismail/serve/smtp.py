@@ -14,34 +14,26 @@ from typing import Any
 
 from attrs import evolve
 from twisted.internet import reactor as global_reactor
-from twisted.internet.protocol import Protocol
 from twisted.mail.smtp import SMTPFactory
 
-from polarismail.net.limits import ConnectionCounter, ConnectionLimits
+from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_tls
+from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import DEFAULT_SETTINGS, CountedConnection, Refusal, TransportSettings
+from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
 from polarismail.values.network import NetworkList
 from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import ServerSettings, SmtpServer
 
 
-def _no_event(name: str, fields: dict[str, Any]) -> None:
-    """Where nobody keeps a log of events."""
-
-
-def _no_tls() -> None:
-    return None
-
-
-class ESMTPFactory(SMTPFactory):
+class ESMTPFactory(CountingFactory, SMTPFactory):
     """Builds one ESMTP connection for each client.
 
     `portal` is asked for IReception or IMessageDelivery: with Anonymous credentials before the first MAIL, with
     PlainCredentials at AUTH. `tls_options` returns the context factory for STARTTLS, or None while there is none.
     """
 
-    noisy = False
+    refusal, goodbye = TOO_MANY_CONNECTIONS.octets, SHUTTING_DOWN.octets
 
     def __init__(
         self,
@@ -50,8 +42,8 @@ class ESMTPFactory(SMTPFactory):
         listener: Listener | None = None,
         hostname: str = "localhost",
         reactor: Any = None,
-        tls_options: Callable[[], Any] = _no_tls,
-        record_event: Callable[[str, dict[str, Any]], None] = _no_event,
+        tls_options: Callable[[], Any] = no_tls,
+        record_event: RecordEvent = no_event,
         settings: ServerSettings | None = None,
         session_settings: SessionSettings | None = None,
         transport_settings: TransportSettings = DEFAULT_SETTINGS,
@@ -71,41 +63,15 @@ class ESMTPFactory(SMTPFactory):
             settings=session_settings or SessionSettings(),
             plaintext_networks=NetworkList(listener.plaintext_networks),
         )
-        self._transport_settings = transport_settings
-        self._counter = counter or ConnectionCounter(ConnectionLimits())
-        self.connections: set[CountedConnection] = set()
+        self.count(counter, transport_settings)
 
-    def buildProtocol(self, addr: Any) -> Protocol:
-        """A connection, or a polite refusal where the client has too many."""
-        address = getattr(addr, "host", "") or ""
-        if not self._counter.admit(address):
-            return Refusal(TOO_MANY_CONNECTIONS.octets)
+    def make_session(self) -> tuple[SmtpServer, SmtpSession]:
+        """See CountingFactory."""
         session = SmtpSession(self.context)
         engine = SmtpServer(
             self.engine_settings,
-            tls_available=self.context.listener.tls == "starttls" and self.context.tls_options() is not None,
+            tls_available=self.offers_tls,
             tls_active=self.context.listener.tls == "implicit",
             auth_mechanisms=session.auth_mechanisms,
         )
-        connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
-        connection.factory = self
-        connection.address = address
-        self.connections.add(connection)
-        return connection
-
-    def reconfigure(
-        self, settings: ServerSettings, session_settings: SessionSettings, transport_settings: TransportSettings
-    ) -> None:
-        """Other limits, for connections from now on."""
-        self.engine_settings, self._transport_settings = settings, transport_settings
-        self.context = evolve(self.context, settings=session_settings)
-
-    def forget(self, connection: CountedConnection) -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
-        self._counter.leave(connection.address)
-
-    def shut_down(self) -> None:
-        """Tell clients that wait for nothing of ours to come again later (RFC 5321 §3.8)."""
-        for connection in list(self.connections):
-            connection.retire(SHUTTING_DOWN.octets)
+        return engine, session

@@ -83,7 +83,7 @@ class RowsStatement:
 def _insert_rows(table: Table, columns: Sequence[str]) -> Callable[[int], tuple[Any, Sequence[str]]]:
     def make(rows: int) -> tuple[Any, Sequence[str]]:
         names = [[f"{column}_m{at}" for column in columns] for at in range(rows)]
-        values = [dict(zip(columns, map(bindparam, row), strict=True)) for row in names]
+        values: list[dict[str, Any]] = [dict(zip(columns, map(bindparam, row), strict=True)) for row in names]
         return insert(table).inline().values(values), [name for row in names for name in row]
 
     return make

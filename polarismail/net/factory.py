@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""What the factories of all our protocols do alike: admit, count, refuse, reconfigure and retire connections.
+
+Guarantees: every admitted connection leaves the count once; a client beyond the limits costs no timer and no handshake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from polarismail.net.limits import ConnectionCounter, ConnectionLimits
+from polarismail.net.transport import Connection, Engine, Session, TransportSettings
+
+RecordEvent = Callable[[str, dict[str, Any]], None]
+
+
+def no_event(name: str, fields: dict[str, Any]) -> None:
+    """For where nobody keeps a log of events."""
+
+
+def no_tls() -> None:
+    """For where there is no certificate."""
+    return None
+
+
+class CountingFactory:
+    """The part of a factory that knows no protocol; mixed into one that does.
+
+    `context` is what sessions share (an attrs value with `reactor`, `listener`, `tls_options` and `settings`).
+    """
+
+    noisy = False
+    context: Any
+    engine_settings: Any
+    make_session: Callable[[], tuple[Engine, Session]]
+    refusal: bytes  # to a client beyond the limits
+    goodbye: bytes  # to everybody, when the server stops
+
+    def count(self, counter: ConnectionCounter | None, transport_settings: TransportSettings) -> None:
+        """Begin with no connections. A counter may be shared by several factories."""
+        self._counter = counter or ConnectionCounter(ConnectionLimits())
+        self._transport_settings = transport_settings
+        self.connections: set[CountedConnection] = set()
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        """A connection, or a polite refusal where the client has too many."""
+        address = getattr(addr, "host", "") or ""
+        if not self._counter.admit(address):
+            return Refusal(self.refusal)
+        engine, session = self.make_session()
+        connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
+        connection.factory = self
+        connection.address = address
+        self.connections.add(connection)
+        return connection
+
+    @property
+    def offers_tls(self) -> bool:
+        """STARTTLS or STLS may be offered to the next client."""
+        return self.context.listener.tls == "starttls" and self.context.tls_options() is not None
+
+    def reconfigure(self, settings: Any, session_settings: Any, transport_settings: TransportSettings) -> None:
+        """Other limits, for connections from now on."""
+        self.engine_settings, self._transport_settings = settings, transport_settings
+        self.context = evolve(self.context, settings=session_settings)
+
+    def forget(self, connection: CountedConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self._counter.leave(connection.address)
+
+    def shut_down(self) -> None:
+        """Tell clients that wait for nothing of ours to come again later; the others after their reply."""
+        for connection in list(self.connections):
+            connection.retire(self.goodbye)
+
+
+class CountedConnection(Connection):
+    """A Connection whose `factory` is told once that it is gone, whatever else went wrong."""
+
+    factory: Any
+    address = ""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        try:
+            Connection.connectionLost(self, reason)
+        finally:
+            self.factory.forget(self)
+
+
+class Refusal(Protocol):
+    """Says one line and closes, for clients beyond the limits: it costs no timer and no handshake.
+
+    Where TLS comes first it says nothing: the words would wait for a handshake that a client need never finish.
+    """
+
+    def __init__(self, words: bytes) -> None:
+        self._words = words
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        if ISSLTransport.providedBy(transport):
+            transport.abortConnection()
+        else:
+            transport.write(self._words)
+            transport.loseConnection()
