@@ -11,11 +11,13 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 from attrs import field, frozen
 
 from polarismail.values.errors import ConfigError
+from polarismail.values.network import NetworkList
 
 _BACKLOG = 1024
 
@@ -63,6 +65,18 @@ class Listener:
     def protocol(self) -> Literal["smtp", "pop3"]:
         """What is spoken here; the role says it."""
         return "pop3" if self.role == "pop3" else "smtp"
+
+
+def permits_plaintext(listener: Listener, client_address: str) -> bool:
+    """Whether this client may log in without TLS here: never, unless the listener says so (RFC 4954 §4, RFC 2595 §2.3)."""
+    if listener.plaintext_auth == "networks":
+        return client_address in _network_list(listener.plaintext_networks)
+    return listener.plaintext_auth == "always"
+
+
+@lru_cache(64)
+def _network_list(networks: tuple[str, ...]) -> NetworkList:
+    return NetworkList(networks)
 
 
 def bind(listener: Listener) -> list[socket.socket]:

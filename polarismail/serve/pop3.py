@@ -17,7 +17,6 @@ from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
-from polarismail.values.network import NetworkList
 from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 
@@ -56,7 +55,6 @@ class Pop3Factory(CountingFactory, Factory):
             tls_options=tls_options,
             record_event=record_event,
             settings=session_settings or Pop3SessionSettings(),
-            plaintext_networks=NetworkList(listener.plaintext_networks),
         )
         self.count(counter, transport_settings)
 

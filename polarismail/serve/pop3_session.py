@@ -22,14 +22,13 @@ from twisted.python.failure import Failure
 
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
-from polarismail.net.listeners import Listener
+from polarismail.net.listeners import Listener, permits_plaintext
 from polarismail.net.transport import Connection
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildrop import Entry, MaildropInUse, MessageGone
 from polarismail.values.errors import Unavailable
-from polarismail.values.network import NetworkList
 from polarismail.wire import pop3_events as events
 from polarismail.wire import sasl
 from polarismail.wire.pop3_content import MessageEncoder
@@ -61,7 +60,6 @@ class Pop3Context:
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
     record_event: Callable[[str, dict[str, Any]], None]
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
-    plaintext_networks: NetworkList = field(factory=NetworkList)
 
 
 class Pop3Session:
@@ -81,14 +79,9 @@ class Pop3Session:
 
     def auth_mechanisms(self, tls_active: bool) -> tuple[str, ...]:
         """What AUTH offers this client now: nothing in clear unless the listener says so (RFC 2595 §2.3)."""
-        listener = self._context.listener
-        if (
-            tls_active
-            or listener.plaintext_auth == "always"
-            or (listener.plaintext_auth == "networks" and self._client_address in self._context.plaintext_networks)
-        ):
-            return tuple(sasl.MECHANISMS)
-        return ()
+        if not tls_active and not permits_plaintext(self._context.listener, self._client_address):
+            return ()
+        return tuple(sasl.MECHANISMS)
 
     # -- net.transport.Session ---------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
-from polarismail.values.network import NetworkList
 from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import ServerSettings, SmtpServer
 
@@ -61,7 +60,6 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
             tls_options=tls_options,
             record_event=record_event,
             settings=session_settings or SessionSettings(),
-            plaintext_networks=NetworkList(listener.plaintext_networks),
         )
         self.count(counter, transport_settings)
 

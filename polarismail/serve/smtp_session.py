@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from polarismail.auth.interfaces import IReception
 from polarismail.auth.portal import credentials_for
 from polarismail.net import tls
-from polarismail.net.listeners import Listener
+from polarismail.net.listeners import Listener, permits_plaintext
 from polarismail.net.transport import Connection
 from polarismail.serve.delivery import DeliveryReception
 from polarismail.store.interfaces import IDraft
@@ -32,7 +32,6 @@ from polarismail.values import reply as replies
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
-from polarismail.values.network import NetworkList
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl, smtp_server
 from polarismail.wire.sasl import Mechanism
@@ -66,7 +65,6 @@ class SmtpContext:
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
     record_event: Callable[[str, dict[str, Any]], None]
     settings: SessionSettings = field(factory=SessionSettings)
-    plaintext_networks: NetworkList = field(factory=NetworkList)
     banner: Reply = field(init=False)
     helo_reply: Reply = field(init=False)
 
@@ -103,13 +101,7 @@ class SmtpSession:
 
     def auth_mechanisms(self, tls_active: bool) -> tuple[str, ...]:
         """What AUTH offers this client now: nothing in clear unless the listener says so (RFC 4954 §4)."""
-        listener = self._context.listener
-        if not tls_active and not (
-            listener.plaintext_auth == "always"
-            or (
-                listener.plaintext_auth == "networks" and self._facts.client_address in self._context.plaintext_networks
-            )
-        ):
+        if not tls_active and not permits_plaintext(self._context.listener, self._facts.client_address):
             return ()
         return tuple(sasl.MECHANISMS)
 
