@@ -88,7 +88,8 @@ class Refused:
 
 
 # Runs in the accept transaction on the committer's thread, with the SQLAlchemy connection and the message's number.
-# Returns None, or the reply that refuses this message alone (the rest of its group commits).
+# Returns None, or the reply that refuses this message alone (the rest of its group commits). It is called again where the
+# group was rolled back because of another message: what it does beside the database must bear that.
 Effect = Callable[[Any, int], Reply | None]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The statements of the spool's hot path: compiled once by SQLAlchemy, run for whole groups by the driver.
 
-Compiling and wrapping cost ten times what SQLite needs for a row, so the committer hands tuples in the order that is
-written here to `executemany` of the driver itself.
+Compiling and wrapping cost ten times what SQLite needs for a row, so the committer hands tuples, in the order that is
+written here, to the driver itself: many rows to one statement where it can be written so, else to `executemany`.
 """
 
 from __future__ import annotations
