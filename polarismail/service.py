@@ -33,7 +33,6 @@ from polarismail.privileges import check_dropped, forbid_new_privileges, make_di
 from polarismail.telemetry import EventLog
 from polarismail.values.errors import ConfigError, PolarisError
 
-_DRAIN_SECONDS = 30.0
 _IMPORTED_LATE = (
     "alembic.command",
     "alembic.runtime.migration",
@@ -196,14 +195,14 @@ class MailService(Service):
     # -- stop --------------------------------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
-        """Stop listening, let transactions finish (at most 30 s), give back what is claimed, close. Never fails."""
+        """Stop listening, let transactions finish (at most `drain_seconds`), give back what is claimed, close. Never fails."""
         super().stopService()
         self._stopping = True
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
         # A start that is under way comes to its end first: parts are not stopped while others are still started.
-        await self._wait_while(lambda: self._starting, _DRAIN_SECONDS)
+        await self._wait_while(lambda: self._starting, self.config.transport.drain_seconds)
         await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports.clear()
         for bound in self._bound.values():
@@ -213,7 +212,7 @@ class MailService(Service):
         if parts is not None:
             try:
                 parts.shut_down_sessions()
-                await self._wait_while(lambda: parts.sessions, _DRAIN_SECONDS)
+                await self._wait_while(lambda: parts.sessions, self.config.transport.drain_seconds)
                 parts.drop_sessions()
                 await self._wait_while(lambda: parts.sessions, 1.0)
             except Exception:

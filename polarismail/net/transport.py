@@ -75,6 +75,7 @@ class TransportSettings:
     handshake_seconds: float = 30.0
     write_seconds: float = 300.0
     linger_seconds: float = 10.0
+    drain_seconds: float = 30.0  # what a transaction has left when the server is told to stop
 
 
 DEFAULT_SETTINGS = TransportSettings()

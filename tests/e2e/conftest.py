@@ -45,7 +45,8 @@ def make_helper(tmp_path: Path) -> Iterator[Callable[..., Helper]]:
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One running server for the tests of a module that do not disturb one another."""
-    server = Server(tmp_path_factory.mktemp("shared") / "server")
+    # A dozen refusals in one session are what some tests are about: they need not wait a second for each.
+    server = Server(tmp_path_factory.mktemp("shared") / "server", extra="[session]\nsoft_error_delay_seconds = 0.01\n")
     try:
         yield server.start()
     finally:

@@ -73,7 +73,7 @@ def test_stop_says_goodbye_to_everybody_and_lets_a_message_come_to_its_end(make_
 
 def test_stop_does_not_wait_for_a_client_that_never_ends(make_server: Callable[..., Server]) -> None:
     """A content that nobody finishes is dropped after the time that transactions have to finish."""
-    server = make_server().start()
+    server = make_server(extra="[transport]\ndrain_seconds = 3\n").start()
     with LivePeer("127.0.0.1", server.ports["mx"]) as peer:
         peer.send(b"HELO me.test\r\n")
         peer.read_line(), peer.read_line()
