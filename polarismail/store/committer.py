@@ -219,9 +219,11 @@ class Committer:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._engine.connect()
+        next_tick = self._next_tick
         try:
             return self._transact(connection, lanes, True)
         except DoApart:
+            self._next_tick = next_tick
             for jobs in lanes.values():
                 for job in jobs:
                     job.value = job.error = None
@@ -231,10 +233,11 @@ class Committer:
         self, connection: Connection, lanes: dict[Lane, list[Job]], together: bool
     ) -> Callable[[], None] | None:
         afterwards = None
-        ticked = self._next_tick
         with connection.begin():
             if self._tick is not None and self._tick_due():
-                ticked = time.monotonic() + self._tick_seconds
+                # At once, not after the commit: where this group finds the disk full, its second try must not tick, or
+                # the reserve that was just given up would be taken back.
+                self._next_tick = time.monotonic() + self._tick_seconds
                 if self.full and self._reserve is not None and self._reserve.fill():
                     self.full = False
                     self.log.info("there is room again: mail is accepted", event="disk_has_room")
@@ -242,7 +245,6 @@ class Committer:
             # Plain functions last: they are called once, unless one of the others must be done apart.
             for lane in sorted(lanes, key=lambda lane: lane is self._savepoints):
                 lane.run(connection, lanes[lane], together)
-        self._next_tick = ticked
         return afterwards
 
     def _give_up_reserve(self) -> None:
