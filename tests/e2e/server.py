@@ -31,17 +31,27 @@ _FAST_PASSWORDS = "memory_kib = 64\niterations = 1\n"
 _MADE: dict[tuple[tuple[str, ...], tuple[str, ...]], Path] = {}
 
 
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of loopback that nobody has now. Below the range that the kernel gives to clients, so that no outgoing
-    connection of another test takes it in between."""
-    for _ in range(200):
-        port = 20000 + int.from_bytes(os.urandom(2), "big") % 12000
+    """A TCP port of loopback that nobody has now, and that no other test of this run was given.
+
+    Below the range that the kernel gives to clients, so that no outgoing connection takes it in between; each of
+    pytest-xdist's workers has a range of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for _ in range(2000):
+        port = 20000 + worker * 1500 + int.from_bytes(os.urandom(2), "big") % 1500
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _GIVEN.add(port)
+        return port
     raise AssertionError("no free port below 32000")
 
 
