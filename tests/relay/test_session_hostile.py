@@ -169,10 +169,11 @@ def test_421_ends_the_session_for_everybody(step: str) -> None:
 
 def test_a_yes_before_the_end_of_content_is_no_yes() -> None:
     def early(peer: Peer) -> None:
-        peer.say(b"250 2.0.0 queued\r\n")
+        # In one piece: said a moment later, the client may have sent everything already.
+        peer.say(b"354 go\r\n250 2.0.0 queued\r\n")
         peer.everything()
 
-    with Server(until("content", early)) as server:
+    with Server(until("DATA", early)) as server:
         assert verdict_of(server).code == 451
 
 
