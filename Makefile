@@ -27,7 +27,7 @@ run: .venv/core
 	@exec $(BIN)/python -m polarismail.demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -153,7 +153,7 @@ class Relay:
 
         return run(submit)
 
-    def wait(self, condition: Callable[[], Any], what: str = "", seconds: float = 15) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str = "", seconds: float = 50) -> Any:
         """Until the condition holds, looked at on the reactor's thread."""
 
         async def look() -> Any:
