@@ -51,6 +51,7 @@ _OF_RELAY = Without(
     "large_octets",
 )
 
+MAX_WORKERS = 64
 DEFAULT_PATH = "/etc/polarismail/polarismail.toml"
 
 
@@ -129,6 +130,7 @@ class Config:
     """Everything the service is told, frozen; each attribute is a key or a table of the file."""
 
     hostname: str = ""  # "": the machine's own name, put in by load()
+    workers: int | Literal["auto"] = 1  # processes; "auto": one for each core
     listeners: tuple[Listener, ...] = Factory(_default_listeners)
     paths: PathSettings = PathSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -157,6 +159,8 @@ class Config:
                 parse_domain(self.hostname)
             except BadAddress as problem:
                 raise ValueError(f'hostname: expected a domain name, found "{self.hostname}": {problem}') from problem
+        if self.workers != "auto" and not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f'workers: expected 1 to {MAX_WORKERS}, or "auto", found {self.workers}')
         for domain in self.smarthosts:
             try:
                 folded = to_ascii(parse_domain(domain))
@@ -176,6 +180,13 @@ class Config:
             raise ValueError('tls: expected "certificate" and "key", because a listener has tls')
 
     @property
+    def worker_count(self) -> int:
+        """How many processes serve."""
+        if self.workers == "auto":
+            return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+        return self.workers
+
+    @property
     def database_url(self) -> str:
         """The SQLAlchemy URL of the main database."""
         return self.database.url or f"sqlite:///{os.path.join(self.paths.state, 'polarismail.db')}"
@@ -191,14 +202,23 @@ class Config:
         return os.path.join(self.paths.state, "polarismail.lock")
 
 
-def load(path: str) -> Config:
-    """Read the file. Raises ConfigError, whose text has one line for each fault; the file's name is on every line."""
+def read(path: str) -> str:
+    """The text of the file. Raises ConfigError."""
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"{path}: expected TOML: {problem}") from problem
+
+
+def parse(path: str, text: str) -> Config:
+    """The Config that the text of the file at `path` stands for. Raises ConfigError, whose text has one line for each fault;
+    the file's name is on every line."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
         raise ConfigError(f"{path}: expected TOML: {problem}") from problem
     reading = Reading(os.path.dirname(os.path.abspath(path)))
     config: Config = read_table(Config, table, reading)
@@ -206,6 +226,11 @@ def load(path: str) -> Config:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in reading.problems))
     routing = evolve(config.relay.routing, smarthost=config.smarthost, domains=config.smarthosts)
     return evolve(config, hostname=config.hostname or _own_name(), relay=evolve(config.relay, routing=routing))
+
+
+def load(path: str) -> Config:
+    """Read and parse the file. Raises ConfigError as `parse` does."""
+    return parse(path, read(path))
 
 
 def _own_name() -> str:

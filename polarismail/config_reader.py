@@ -150,7 +150,8 @@ def expected(hint: Any) -> str:
     """What a key of this annotation wants, for people."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return "one of " + ", ".join(f'"{choice}"' for choice in arguments)
+        choices = ", ".join(f'"{choice}"' for choice in arguments)
+        return f"one of {choices}" if len(arguments) > 1 else choices
     if origin in (Union, types.UnionType):
         return " or ".join(expected(argument) for argument in arguments if argument is not type(None))
     if hint == HostPort:
@@ -168,7 +169,14 @@ def expected(hint: Any) -> str:
 def _read_value(hint: Any, value: Any, reading: Reading, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
+        inner, *others = (argument for argument in arguments if argument is not type(None))
+        for argument in (inner, *others) if others else ():
+            trial = Reading(reading.directory)
+            read = _read_value(argument, value, trial, where)
+            if not trial.problems:
+                return read
+        if others:
+            return reading.complain(where, f"expected {expected(hint)}, found {_show(value)}")
         if value is False and is_table(inner):
             return None
         return _read_value(inner, value, reading, where)

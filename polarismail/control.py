@@ -48,13 +48,20 @@ class Control:
     telemetry: Any = None
     greylist: Any = None
     manager: Any = None
+    fellows: Any = None
     now: Callable[[], float] = time.time
+
+    async def _change_directory(self, change: Callable[[Any], Any]) -> Any:
+        changed = await self.directory.change(change)
+        if self.fellows is not None:
+            await self.fellows.refresh()
+        return changed
 
     # -- domains ---------------------------------------------------------------------------------------------------------
 
     async def domain_add(self, name: str) -> dict[str, Any]:
         """Take mail for `name`."""
-        return {"domain": await self.directory.change(lambda c: directory_admin.add_domain(c, name))}
+        return {"domain": await self._change_directory(lambda c: directory_admin.add_domain(c, name))}
 
     async def domain_list(self) -> list[dict[str, Any]]:
         """All domains: domain, active, accounts, aliases."""
@@ -65,7 +72,7 @@ class Control:
 
     async def domain_remove(self, name: str, everything: bool = False) -> None:
         """Forget a domain; one that has accounts or aliases only with `everything`."""
-        await self.directory.change(lambda c: directory_admin.remove_domain(c, name, everything=everything))
+        await self._change_directory(lambda c: directory_admin.remove_domain(c, name, everything=everything))
 
     # -- accounts --------------------------------------------------------------------------------------------------------
 
@@ -76,7 +83,7 @@ class Control:
         hashed = await self.passwords.hash(password)
         now = self.now()
         return _account(
-            await self.directory.change(
+            await self._change_directory(
                 lambda c: directory_admin.add_account(c, address, hashed, now=now, maildir=maildir, uid=uid, gid=gid)
             )
         )
@@ -84,7 +91,7 @@ class Control:
     async def account_passwd(self, address: str, password: str) -> dict[str, Any]:
         """A new password; the old one is worth nothing from now on."""
         hashed = await self.passwords.hash(password)
-        return _account(await self.directory.change(lambda c: directory_admin.set_password_hash(c, address, hashed)))
+        return _account(await self._change_directory(lambda c: directory_admin.set_password_hash(c, address, hashed)))
 
     async def account_list(self, domain: str | None = None) -> list[dict[str, Any]]:
         """All accounts, or those of one domain: address, maildir, uid, gid, active."""
@@ -92,13 +99,13 @@ class Control:
 
     async def account_remove(self, address: str) -> dict[str, Any]:
         """Forget an account; its maildir stays on disk, and the answer says where."""
-        return _account(await self.directory.change(lambda c: directory_admin.remove_account(c, address)))
+        return _account(await self._change_directory(lambda c: directory_admin.remove_account(c, address)))
 
     # -- aliases ---------------------------------------------------------------------------------------------------------
 
     async def alias_add(self, address: str, targets: list[str]) -> dict[str, Any]:
         """Mail for `address`, or with `@domain` for what has no account there, goes to `targets`."""
-        return _alias(await self.directory.change(lambda c: directory_admin.add_alias(c, address, targets)))
+        return _alias(await self._change_directory(lambda c: directory_admin.add_alias(c, address, targets)))
 
     async def alias_list(self, domain: str | None = None) -> list[dict[str, Any]]:
         """All aliases, or those of one domain: address, targets."""
@@ -106,7 +113,7 @@ class Control:
 
     async def alias_remove(self, address: str) -> dict[str, Any]:
         """Forget an alias."""
-        return _alias(await self.directory.change(lambda c: directory_admin.remove_alias(c, address)))
+        return _alias(await self._change_directory(lambda c: directory_admin.remove_alias(c, address)))
 
     # -- queue -----------------------------------------------------------------------------------------------------------
 
@@ -209,10 +216,24 @@ class Control:
             "queue": attrs.asdict(await self.spool.counts()),
         }
         if self.manager is not None:
-            found["pid"] = os.getpid()
+            found["pid"] = os.getpid() if self.fellows is None else os.getppid()
             found["directory"] = self.directory.statistics()
+            others = [] if self.fellows is None else await self.fellows.statuses()
+            found["workers"] = sorted([self.own_status(), *others], key=lambda each: each["worker"])
         if self.greylist is not None:
             found["greylisting"] = await maybeDeferred(self.greylist.statistics)
+        return found
+
+    def own_status(self) -> dict[str, Any]:
+        """What this process, one of `workers`, has in hand."""
+        found: dict[str, Any] = {"worker": 0, "pid": os.getpid(), "relay": attrs.asdict(self.manager.counts())}
+        if self.fellows is not None:
+            handover = self.manager.handover
+            found |= {
+                "worker": self.fellows.place.number,
+                "sessions": self.fellows.shares.sessions()[self.fellows.place.number],
+                "handed_over": {"sent": handover.sent, "received": handover.received},
+            }
         return found
 
 

@@ -16,12 +16,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReadDescriptor
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
@@ -31,26 +29,14 @@ from zope.interface import implementer
 
 from polarismail.config import ControlSettings
 from polarismail.control import Control, do_operation
+from polarismail.net import unix_sockets
+from polarismail.net.unix_sockets import UnixAcceptor
 from polarismail.values.errors import ControlError, Unavailable
 
 MAX_REQUEST_OCTETS = 256 * 1024
 MAX_ANSWER_OCTETS = 16 * 1024 * 1024
 MAX_CONNECTIONS = 32
 IDLE_SECONDS = 300.0
-_BACKLOG = 64
-
-
-@contextmanager
-def _short(path: str) -> Iterator[str]:
-    """A name for the same file that fits into a socket address, which holds 107 octets. Raises OSError."""
-    if len(os.fsencode(path)) < 100:
-        yield path
-        return
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-    finally:
-        os.close(directory)
 
 
 class NoServer(Exception):
@@ -192,105 +178,64 @@ class ControlFactory(Factory):
         self.open: set[ControlProtocol] = set()
 
 
-@implementer(IReadDescriptor)
-class _Acceptor:
-    """The listening descriptor. Twisted's own UNIX port changes the socket's mode, and removes files by a name that may be
-    another one's by then; here neither happens."""
+def listen(path: str, settings: ControlSettings) -> socket.socket:
+    """The listening socket. A file that a killed server left behind is replaced; a live server's is not.
 
-    def __init__(self, listening: socket.socket, factory: ControlFactory) -> None:
-        self._listening, self._factory, self._reactor = listening, factory, factory.reactor
+    Raises OSError, EADDRINUSE when another server answers there.
+    """
+    _remove_stale(path)
+    return unix_sockets.listen(path, 0o660 if settings.group_access else 0o600)
 
-    def fileno(self) -> int:
-        """Of the listening socket."""
-        return self._listening.fileno()
 
-    def logPrefix(self) -> str:
-        """ILoggingContext."""
-        return "control"
+def _remove_stale(path: str) -> None:
+    try:
+        ControlClient(path, timeout_seconds=2.0).close()
+    except NoServer:
+        remove(path)
+    else:
+        raise OSError(errno.EADDRINUSE, "another server answers at the control socket", path)
 
-    def doRead(self) -> None:
-        """Take one connection; the reactor calls again for the next."""
-        try:
-            accepted, _ = self._listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # the client thought better of it
-        except OSError as problem:
-            # Out of descriptors: without a pause the reactor would call us again at once, for ever.
-            ControlProtocol.log.error("the control socket cannot accept: {problem}", problem=str(problem))
-            self._reactor.removeReader(self)
-            self._reactor.callLater(1.0, self.start)
-            return
-        with accepted:
-            accepted.setblocking(False)
-            self._reactor.adoptStreamConnection(accepted.fileno(), socket.AF_UNIX, self._factory)
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor is at its end."""
-        self.stop()
-
-    def start(self) -> None:
-        """Accept from now on."""
-        if self._listening.fileno() >= 0:
-            self._reactor.addReader(self)
-
-    def stop(self) -> None:
-        """Accept no more. Idempotent."""
-        if self._listening.fileno() >= 0:
-            self._reactor.removeReader(self)
-            self._listening.close()
+def remove(path: str) -> None:
+    """Remove the socket's file. Idempotent."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody cleaned up before us, which is as good
 
 
 class ControlServer:
-    """The listening side. A socket file that a killed server left behind is replaced; a live server's is not."""
+    """The listening side: on a socket of its own, or on one that a supervisor has made and shares with others."""
 
-    def __init__(self, control: Control, path: str, reactor: Any, settings: ControlSettings) -> None:
-        self._reactor, self.path = reactor, path
-        self._mode = 0o660 if settings.group_access else 0o600
+    def __init__(
+        self,
+        control: Control,
+        path: str,
+        reactor: Any,
+        settings: ControlSettings,
+        inherited: socket.socket | None = None,
+    ) -> None:
+        self._reactor, self._settings, self.path = reactor, settings, path
+        self._inherited = inherited
         self.factory = ControlFactory(control, reactor)
-        self._acceptor: _Acceptor | None = None
+        self._acceptor: UnixAcceptor | None = None
 
     def start(self) -> None:
         """Listen. Raises OSError, EADDRINUSE when another server answers there."""
-        self._remove_stale()
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode must hold from the first moment, not from a chmod on; nothing else makes files while this runs.
-        before = os.umask(0o777 & ~self._mode)
-        try:
-            with _short(self.path) as path:
-                listening.bind(path)
-            listening.listen(_BACKLOG)
-            listening.setblocking(False)
-        except OSError:
-            listening.close()
-            raise
-        finally:
-            os.umask(before)
-        self._acceptor = _Acceptor(listening, self.factory)
+        listening = self._inherited or listen(self.path, self._settings)
+        self._acceptor = UnixAcceptor(self._reactor, listening, self.factory)
         self._acceptor.start()
 
     def stop(self) -> None:
-        """Stop listening, remove the socket file, drop the connections. Idempotent."""
+        """Stop listening, remove the socket's file where it is ours, drop the connections. Idempotent."""
         acceptor, self._acceptor = self._acceptor, None
         if acceptor is None:
             return
         acceptor.stop()
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass  # somebody cleaned up before us, which is as good
+        if self._inherited is None:
+            remove(self.path)
         for protocol in list(self.factory.open):
             protocol.close()
-
-    def _remove_stale(self) -> None:
-        try:
-            ControlClient(self.path, timeout_seconds=2.0).close()
-        except NoServer:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass  # the usual case: there was none
-        else:
-            raise OSError(errno.EADDRINUSE, "another server answers at the control socket", self.path)
 
 
 class ControlClient:
@@ -301,7 +246,7 @@ class ControlClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_seconds)
         try:
-            with _short(path) as name:
+            with unix_sockets.short_name(path) as name:
                 self._connect(name, time.monotonic() + timeout_seconds)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as problem:
             self._socket.close()

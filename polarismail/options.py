@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from twisted.python import usage
 
-from polarismail.config import DEFAULT_PATH, Config, load
+from polarismail.config import DEFAULT_PATH, Config, parse, read
 from polarismail.values.errors import ConfigError
 
 
 class Options(usage.Options):
-    """`--config FILE`. After parsing, `configuration` is the Config that it holds."""
+    """`--config FILE`. After parsing, `text` is what it holds and `configuration` the Config that it means."""
 
     synopsis = "[options]"
     longdesc = (
@@ -22,11 +22,13 @@ class Options(usage.Options):
     ]
 
     configuration: Config
+    text: str
 
     def postOptions(self) -> None:
         """Read the file. Raises UsageError with every fault of it."""
         try:
-            self.configuration = load(self["config"])
+            self.text = read(self["config"])
+            self.configuration = parse(self["config"], self.text)
         except ConfigError as problem:
             raise usage.UsageError(str(problem)) from problem
 

@@ -7,6 +7,8 @@ served only when all of it works.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +19,16 @@ from twisted.logger import Logger
 from polarismail.auth.logins import VerifiedLogins
 from polarismail.auth.passwords import Passwords
 from polarismail.auth.portal import build_portal
+from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.control import Control
 from polarismail.control_socket import ControlServer
+from polarismail.fellows import Fellows
+from polarismail.inheritance import Place
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
+from polarismail.net.shares import Shares
 from polarismail.net.tls import CertificateStore
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
@@ -53,9 +59,13 @@ class Parts:
         telemetry: EventLog,
         certificates: CertificateStore | None,
         random: Any,
+        place: Place | None = None,
+        shares: Shares | None = None,
+        channel: Channel | None = None,
     ) -> None:
+        """`place`, `shares` and `channel`: where this is one of several workers."""
         self.config, self._reactor, self._now = config, reactor, now
-        self._telemetry, self._certificates = telemetry, certificates
+        self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
@@ -74,6 +84,11 @@ class Parts:
             record_event=record_event,
             now=now,
         )
+        self.fellows: Fellows | None = None
+        if place is not None and channel is not None and shares is not None:
+            self.fellows = Fellows(
+                reactor, place, channel, shares, directory=os.path.join(config.paths.state, "bus"), parts=self
+            )
         bounces = Bounces(self.spool, self.directory, hostname=config.hostname, now=now)
         self.manager = RelayManager(
             reactor,
@@ -87,6 +102,8 @@ class Parts:
             now=now,
             random=random,
             greylist=self.greylist,
+            bus=self.fellows and self.fellows.bus,
+            connection_limit=self.fellows and self.fellows.connection_limit,
         )
         self.desk = Desk(
             hostname=config.hostname,
@@ -115,12 +132,31 @@ class Parts:
             telemetry=telemetry,
             greylist=self.greylist,
             manager=self.manager,
+            fellows=self.fellows,
             now=now,
         )
-        self.control_server = ControlServer(self.control, config.paths.control_socket, reactor, config.control)
-        self._counters = {"smtp": ConnectionCounter(config.connections), "pop3": ConnectionCounter(config.connections)}
+        inherited = None if place is None else socket.socket(fileno=place.control)
+        self.control_server = ControlServer(
+            self.control, config.paths.control_socket, reactor, config.control, inherited
+        )
+        self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
         self._factories: list[Any] = []
         self._started: list[Any] = []
+
+    def _counter(self, protocol: str) -> ConnectionCounter:
+        fellows = self.fellows
+        if fellows is None:
+            return ConnectionCounter(self.config.connections)
+        return ConnectionCounter(
+            self.config.connections,
+            workers=fellows.place.workers,
+            total=fellows.total_limit(protocol),
+            changed=fellows.shares.count,
+        )
+
+    def open_connections(self, protocol: str) -> int:
+        """Connections of one protocol that are open now."""
+        return self._counters[protocol].total
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -133,6 +169,7 @@ class Parts:
             self.passwords,
             self.directory,
             self.manager,
+            *((self.fellows,) if self.fellows is not None else ()),
             self.control_server,
         )
         try:
@@ -209,11 +246,11 @@ class Parts:
     def _inside_tls(self, factory: Any) -> Any:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
-        assert self._certificates is not None  # the service reads one wherever a listener has TLS
-        return TLSMemoryBIOFactory(self._certificates, False, factory)
+        assert self.certificates is not None  # the service reads one wherever a listener has TLS
+        return TLSMemoryBIOFactory(self.certificates, False, factory)
 
     def _tls_options(self) -> CertificateStore | None:
-        return self._certificates
+        return self.certificates
 
     @property
     def sessions(self) -> int:

@@ -8,71 +8,51 @@ first, sessions finish or are told 421, then relay and store.
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, globalLogPublisher
 
-from polarismail import __version__
-from polarismail.config import Config, load
+from polarismail import __version__, reloading
+from polarismail.channel import Channel
+from polarismail.config import Config
+from polarismail.inheritance import Inheritance, Prepared, prepare
 from polarismail.net import listeners
-from polarismail.net.tls import CertificateStore
+from polarismail.net.shares import Shares
 from polarismail.options import Options
 from polarismail.parts import Parts
-from polarismail.privileges import check_dropped, forbid_new_privileges, make_directory
+from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.telemetry import EventLog
+from polarismail.workers import Supervisor
 from polarismail.values.errors import ConfigError, PolarisError
 
-_IMPORTED_LATE = (
-    "alembic.command",
-    "alembic.runtime.migration",
-    "argon2.low_level",
-    "idna",
-    "polarismail.serve.smtp",
-    "sqlalchemy.dialects.sqlite.pysqlite",
-    "twisted.protocols.tls",
-)
+RUNNING_AS_ROOT = "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
 _LOOK_AGAIN_SECONDS = 0.1
-_NEED_RESTART = (
-    "hostname",
-    "listeners",
-    "paths",
-    "database",
-    "log",
-    "control",
-    "auth",
-    "directory",
-    "spool",
-    "local",
-    "dns",
-)
-"""Tables and keys that are read at the start alone; of `[pop3]` it is how maildrops are read."""
 
 
-def makeService(options: Options) -> MailService:
-    """What `twistd polarismail` runs. Opens nothing and binds nothing."""
+def makeService(options: Options) -> Service:
+    """What `twistd polarismail` runs: a server, or with `workers` the supervisor of several. Opens nothing, binds nothing."""
     parent: Any = getattr(options, "parent", None) or {}
-    return MailService(
-        options.configuration,
-        options["config"],
-        clock_offset_seconds=options["clock-offset"],
-        uid=parent.get("uid"),
-        gid=parent.get("gid"),
-    )
+    given: dict[str, Any] = {
+        "clock_offset_seconds": options["clock-offset"],
+        "uid": parent.get("uid"),
+        "gid": parent.get("gid"),
+    }
+    config = options.configuration
+    if config.workers == 1:
+        return MailService(config, options["config"], **given)
+    return Supervisor(config, options["config"], options.text, **given)
 
 
 class MailService(Service):
-    """A complete mail server on one reactor."""
+    """A complete mail server on one reactor; with `inheritance`, one of several that a supervisor looks after."""
 
     log = Logger()
     name = "polarismail"
@@ -86,16 +66,18 @@ class MailService(Service):
         clock_offset_seconds: float = 0.0,
         uid: int | None = None,
         gid: int | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
         self.config, self.config_path = config, config_path
+        self._inheritance = inheritance
         self._given_reactor = reactor
         self._uid, self._gid = uid, gid
         self.now: Callable[[], float] = lambda: time.time() + clock_offset_seconds
-        self._bound: dict[str, list[socket.socket]] = {}
+        self._prepared: Prepared | None = None
+        self._channel: Channel | None = None
         self._ports: list[Any] = []
         self._starting = self._stopping = False
         self.parts: Parts | None = None
-        self.certificates: CertificateStore | None = None
 
     @property
     def reactor(self) -> Any:
@@ -111,33 +93,17 @@ class MailService(Service):
     def privilegedStartService(self) -> None:
         """Bind sockets, read the certificate, make missing directories. Raises SystemExit with the fault on stderr."""
         try:
-            self._prepare()
+            if self._inheritance is not None:
+                self._prepared = self._inheritance.prepared(self.config)
+            else:
+                self._prepared = prepare(self.config, self._uid, self._gid)
         except ConfigError as problem:
-            for bound in self._bound.values():
-                for each in bound:
-                    each.close()
             raise SystemExit(f"polarismail: {problem}") from problem
         super().privilegedStartService()
 
-    def _prepare(self) -> None:
-        config = self.config
-        for path in (config.paths.state, config.paths.spool, config.paths.mail):
-            make_directory(path, self._uid, self._gid)
-        for path in (config.log.file, config.paths.control_socket):
-            if os.path.dirname(path):
-                make_directory(os.path.dirname(path), self._uid, self._gid, 0o755)
-        if any(listener.tls != "none" for listener in config.listeners):
-            self.certificates = CertificateStore(config.tls.certificate, config.tls.key)
-        for listener in config.listeners:
-            self._bound[listener.name] = listeners.bind(listener)
-        if os.geteuid() == 0 and self._uid:
-            # Python itself may lie where the later user cannot read: what is imported on first use is imported now.
-            for name in _IMPORTED_LATE:
-                importlib.import_module(name)
-
     def startService(self) -> None:
         """Open everything as the user that the service is now, then serve. A failure ends the process with status 1."""
-        if not self._bound:
+        if self._prepared is None:
             self.privilegedStartService()  # `twist` knows no privileged start
         super().startService()
         self.telemetry = EventLog(
@@ -148,7 +114,10 @@ class MailService(Service):
             now=self.now,
         )
         self._starting, self._stopping = True, False
-        self._install_signals()
+        if self._inheritance is None:
+            self._install_signals()
+        else:
+            self._channel = Channel(self.reactor, self._inheritance.place.channel)
         ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
 
     async def _start(self) -> None:
@@ -156,26 +125,51 @@ class MailService(Service):
         forbid_new_privileges()
         self.telemetry.open()
         globalLogPublisher.addObserver(self.telemetry)
-        if os.geteuid() == 0:
-            self.log.warn(
-                "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
-            )
+        place = self._inheritance.place if self._inheritance is not None else None
+        if os.geteuid() == 0 and place is None:
+            self.log.warn(RUNNING_AS_ROOT)
+        assert self._prepared is not None
+        shares = None if place is None else Shares(place.shares, place.workers, place.number)
         self.parts = Parts(
             self.config,
             reactor=self.reactor,
             now=self.now,
             telemetry=self.telemetry,
-            certificates=self.certificates,
+            certificates=self._prepared.certificates,
             random=random.Random(),
+            place=place,
+            shares=shares,
+            channel=self._channel,
         )
         await self.parts.start()
         if self._stopping:
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
-            self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
-        self.telemetry.record_event(
-            "started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
-        )
+            bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
+            self._ports += listeners.serve(self.reactor, bound, factory, shares)
+        fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
+        if place is not None:
+            fields["worker"] = place.number
+        self.telemetry.record_event("started", fields)
+        self._starting = False
+        if self._channel is not None:
+            self._obey(self._channel)
+            if self._inheritance is not None and self._inheritance.newer is not None:
+                self.reload(self._inheritance.newer)
+
+    def _obey(self, channel: Channel) -> None:
+        """The supervisor's words that are for the whole server; when it is gone, so are we."""
+        assert self.parts is not None
+        channel.subscribe("reload", lambda text, pem: self.reload(text, pem))
+        channel.subscribe("reopen", self.telemetry.reopen)
+        channel.subscribe("stop", self.reactor.stop)
+        channel.when_lost(self._supervisor_gone)
+        channel.say("ready", incarnation=self.parts.database.incarnation)
+
+    def _supervisor_gone(self) -> None:
+        if not self._stopping:
+            self.log.error("the supervisor has gone: this worker stops")
+            self.reactor.stop()
 
     def _failed_to_start(self, failure: Any) -> None:
         if failure.check(PolarisError, OSError) is not None:
@@ -183,6 +177,8 @@ class MailService(Service):
         else:
             self.log.failure("polarismail cannot start", failure)
         self.telemetry.flush()
+        if self._channel is not None:
+            self._channel.say("failed", problem=failure.getErrorMessage())
         if self._stopping:
             return
         # twistd has no way to say "failed" once the reactor runs; systemd and people look at the status.
@@ -205,9 +201,8 @@ class MailService(Service):
         await self._wait_while(lambda: self._starting, self.config.transport.drain_seconds)
         await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports.clear()
-        for bound in self._bound.values():
-            for each in bound:
-                each.close()
+        if self._prepared is not None:
+            self._prepared.close()
         parts = self.parts
         if parts is not None:
             try:
@@ -236,50 +231,26 @@ class MailService(Service):
         except ValueError:
             self.log.debug("not on the main thread: no signals; call reload() instead")
 
-    def reload(self) -> str:
+    def reload(self, text: str | None = None, pem: list[str] | None = None) -> str:
         """SIGHUP: reopen the log, read configuration and certificate again. Returns "" or what kept the old ones in force:
         either everything that can change does, or nothing.
 
         What was read applies to new connections and new attempts. What needs a restart stays as it was, and the log says
-        where the file differs.
+        where the file differs. `text` and `pem`: what the supervisor has read.
         """
         self.telemetry.reopen()
         parts = self.parts
         try:
             if parts is None or self._starting:
                 raise ConfigError(f"{self.config_path}: not read: the server is still starting")
-            read = load(self.config_path)
-            needs_restart = [key for key in _NEED_RESTART if getattr(read, key) != getattr(self.config, key)]
-            config = evolve(
-                read,
-                pop3=evolve(read.pop3, maildrop=self.config.pop3.maildrop, door=self.config.pop3.door),
-                **{key: getattr(self.config, key) for key in _NEED_RESTART},
-            )
-            if config.pop3 != read.pop3:
-                needs_restart.append("pop3")
-            kept = self._reload_certificate(config)
+            fresh = reloading.read_again(self.config, self.config_path, text)
+            kept = reloading.renew_certificate(parts.certificates, fresh.config, self.config, pem)
         except Exception as problem:
             if not isinstance(problem, ConfigError):
                 self.log.failure("the configuration could not be read again")
             self.telemetry.record_event("reload-failed", {"path": self.config_path, "problem": str(problem)})
             return str(problem)
-        parts.reconfigure(config)
-        self.config = config
-        fields = {"path": self.config_path, "needs_restart": ", ".join(needs_restart)}
-        if kept:
-            fields["certificate_kept"] = kept
-        self.telemetry.record_event("reloaded", fields)
-        return ""
-
-    def _reload_certificate(self, config: Config) -> str:
-        """Returns why the old one is kept: only root may read the same files, and root is gone. Raises ConfigError where
-        they are bad, or others than before cannot be read."""
-        if self.certificates is None:
-            return ""
-        try:
-            self.certificates.reload(config.tls.certificate, config.tls.key)
-        except ConfigError as problem:
-            if not isinstance(problem.__cause__, PermissionError) or config.tls != self.config.tls:
-                raise
-            return f"{problem}; a renewed one is served after a restart, or once the server's user may read it"
+        parts.reconfigure(fresh.config)
+        self.config = fresh.config
+        self.telemetry.record_event("reloaded", fresh.describe(self.config_path, kept))
         return ""

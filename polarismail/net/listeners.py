@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from polarismail.net.accepting import Acceptor
+from polarismail.net.shares import Shares
 from polarismail.values.errors import ConfigError
 from polarismail.values.network import NetworkList
 
@@ -115,11 +117,6 @@ def _bind_one(listener: Listener, address: str) -> socket.socket:
     return bound
 
 
-def serve(reactor: Any, bound: Iterable[socket.socket], factory: Any) -> list[Any]:
-    """Give bound sockets to the reactor; returns an IListeningPort for each. The sockets are closed here: the reactor has
-    descriptors of its own."""
-    ports = []
-    for each in bound:
-        ports.append(reactor.adoptStreamPort(each.fileno(), each.family, factory))
-        each.close()
-    return ports
+def serve(reactor: Any, bound: Iterable[socket.socket], factory: Any, shares: Shares | None = None) -> list[Acceptor]:
+    """Accept from bound sockets, which are the acceptors' from now on. `shares`: where other processes accept as well."""
+    return [Acceptor(reactor, each, factory, shares) for each in bound]

@@ -43,18 +43,26 @@ class CertificateStore:
     Raises ConfigError from the constructor and from `reload`; the text names the file and what is wrong with it.
     """
 
-    def __init__(self, certificate_path: str, key_path: str) -> None:
+    def __init__(self, certificate_path: str, key_path: str, *, pem: tuple[bytes, bytes] | None = None) -> None:
+        """`pem`: what the files held when somebody read them who may not be able to any more."""
         self._paths = certificate_path, key_path
-        self._context, self.expires = _server_context(certificate_path, key_path)
+        self.pem = pem or (_read_file(certificate_path), _read_file(key_path))
+        self._context, self.expires = _server_context(*self._paths, self.pem)
 
     expires: float
     """When the certificate ends to be valid, in seconds since 1970."""
+    pem: tuple[bytes, bytes]
+    """Certificate chain and key as they were read."""
 
     def reload(self, certificate_path: str | None = None, key_path: str | None = None) -> None:
         """Read the files again, or others from now on. New handshakes use what was read; on ConfigError the old stays."""
         paths = certificate_path or self._paths[0], key_path or self._paths[1]
-        context, expires = _server_context(*paths)
-        self._paths, self._context, self.expires = paths, context, expires
+        self.replace(*paths, (_read_file(paths[0]), _read_file(paths[1])))
+
+    def replace(self, certificate_path: str, key_path: str, pem: tuple[bytes, bytes]) -> None:
+        """As `reload`, with what somebody else has read from these files."""
+        context, expires = _server_context(certificate_path, key_path, pem)
+        self._paths, self.pem, self._context, self.expires = (certificate_path, key_path), pem, context, expires
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """IOpenSSLServerConnectionCreator."""
@@ -137,11 +145,11 @@ def make_self_signed(
 # -- reading ---------------------------------------------------------------------------------------------------------------
 
 
-def _server_context(certificate_path: str, key_path: str) -> tuple[SSL.Context, float]:
-    chain = _read_certificates(certificate_path)
+def _server_context(certificate_path: str, key_path: str, pem: tuple[bytes, bytes]) -> tuple[SSL.Context, float]:
+    chain = _parse_certificates(certificate_path, pem[0])
     try:
         # Without a password: an encrypted key must not stop the server at a prompt that nobody sees.
-        key = serialization.load_pem_private_key(_read_file(key_path), password=None)
+        key = serialization.load_pem_private_key(pem[1], password=None)
     except TypeError as problem:
         raise ConfigError(f"{key_path}: the private key is encrypted; store it without a passphrase") from problem
     except ValueError as problem:
@@ -168,8 +176,12 @@ def _server_context(certificate_path: str, key_path: str) -> tuple[SSL.Context, 
 
 
 def _read_certificates(path: str) -> list[x509.Certificate]:
+    return _parse_certificates(path, _read_file(path))
+
+
+def _parse_certificates(path: str, octets: bytes) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(_read_file(path))
+        return x509.load_pem_x509_certificates(octets)
     except ValueError as problem:
         raise ConfigError(f"{path}: expected one or more certificates in PEM form, the server's own first") from problem
 

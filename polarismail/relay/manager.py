@@ -22,7 +22,9 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from polarismail.net.bus import Bus
 from polarismail.relay.greylisting import Greylist
+from polarismail.relay.handover import HandOver
 from polarismail.relay.maildrops import Maildrops
 from polarismail.relay.mx import Lookup
 from polarismail.relay.queue import Counts, Hand, Item
@@ -66,7 +68,10 @@ class RelayManager(Service):
         random: randomness.Random,
         connect: Connect = connect_session,
         greylist: Greylist | None = None,
+        bus: Bus | None = None,
+        connection_limit: Callable[[int], int] | None = None,
     ) -> None:
+        """`bus`: to the other workers, where there are any; `connection_limit`: see Sites."""
         self._reactor, self._spool = reactor, spool
         self._hostname, self._record_event, self._now, self._random = hostname, record_event, now, random
         self.settings, self.greylist = settings, greylist
@@ -80,7 +85,14 @@ class RelayManager(Service):
             connect=connect,
             read=spool.read,
             settle=self._settle,
+            limit=connection_limit,
         )
+        self.handover: HandOver | None = None
+        if bus is not None:
+            self.handover = HandOver(
+                reactor, bus, spool, self._hand, self._sites, take=self._take_over, forget=self._forget, look=self.look
+            )
+            self._sites.returned = self.handover.put
         self._recorder = Recorder(
             reactor,
             spool,
@@ -119,6 +131,8 @@ class RelayManager(Service):
         self._pause()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        if self.handover is not None:
+            self.handover.stop()
         self._let_go(self._take_waiting(None))
         self._recorder.flush()
         running = DeferredList([self._sites.when_stopped(), self._maildrops.when_idle()])
@@ -153,12 +167,7 @@ class RelayManager(Service):
 
     def accepted(self, committed: Committed) -> None:
         """Fresh mail is on stable storage and ours: try it now. Where memory is full, it is left to the database."""
-        recipients = committed.recipients
-        if not self.running or len(recipients) > self._hand.room:
-            self._behind = True
-            self._give_back(recipients)
-            return
-        self._take(recipients)
+        self._take_over(committed.recipients)
 
     def operator_changed(self, action: str = "", recipients: Sequence[tuple[str, int]] | None = None) -> None:
         """An operator retries, holds or deletes these (queue id, number): what of them waits in memory is let go, and
@@ -176,6 +185,15 @@ class RelayManager(Service):
             self._looking = True
             Deferred.fromCoroutine(self._look()).addErrback(self._look_failed)
 
+    @property
+    def connections(self) -> int:
+        """Outgoing connections that are open, or being opened."""
+        return self._sites.connections
+
+    def more_connections(self) -> None:
+        """There may be more of them than before."""
+        self._sites.more_connections()
+
     def counts(self) -> Counts:
         """What is in memory now."""
         return Counts(
@@ -183,7 +201,7 @@ class RelayManager(Service):
             octets=self._hand.octets,
             connections=self._sites.connections,
             sites=len(self._sites.overview()),
-            waiting=len(self._sites) + sum(map(len, self._finding.values())),
+            waiting=len(self._sites) + sum(map(len, self._finding.values())) + len(self.handover or ()),
             local=len(self._maildrops),
             behind=self._behind,
             suspended=self._recorder.suspended,
@@ -267,8 +285,26 @@ class RelayManager(Service):
             return
         if isinstance(destination, Reply):
             self._settle(Verdict(items, [destination] * len(items), ""))
+        elif self.handover is not None:
+            self.handover.put(destination, items)
         else:
             self._sites.put(destination, items)
+
+    def _take_over(self, recipients: Sequence[QueuedRecipient]) -> None:
+        """These are ours now: just accepted, or another worker's until now. Where memory is full, it is left to the database."""
+        if not self.running or len(recipients) > self._hand.room:
+            self._behind = True
+            self._give_back(recipients)
+        else:
+            self._take(recipients)
+
+    def _forget(self, recipients: Sequence[QueuedRecipient]) -> None:
+        """Out of hand: they are another worker's."""
+        closed = [each.message.queue_id for each in recipients if self._hand.decided(each.message.queue_id)]
+        for recipient in recipients:
+            self._hand.drop(recipient)
+        for queue_id in closed:
+            self._recorder.close_message(queue_id)
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 
@@ -365,16 +401,14 @@ class RelayManager(Service):
             if len(kept) != len(items):
                 taken += [item.recipient for item in items if item not in kept]
                 self._finding[next_hop] = kept
+        if self.handover is not None:
+            taken += self.handover.drop(queue_ids)
         return taken
 
     def _let_go(self, recipients: Sequence[QueuedRecipient]) -> None:
         """Out of hand, back to the database, untried."""
         newest = [self._hand.newest(recipient) for recipient in recipients]
-        closed = [each.message.queue_id for each in recipients if self._hand.decided(each.message.queue_id)]
-        for recipient in recipients:
-            self._hand.drop(recipient)
-        for queue_id in closed:
-            self._recorder.close_message(queue_id)
+        self._forget(recipients)
         self._give_back(newest)
 
     def _give_back(self, recipients: Iterable[QueuedRecipient]) -> None:

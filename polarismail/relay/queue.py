@@ -53,6 +53,9 @@ class Hand:
     def __len__(self) -> int:
         return len(self._newest)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._newest
+
     @property
     def room(self) -> int:
         """How many more recipients may be taken."""

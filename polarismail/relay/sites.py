@@ -58,6 +58,7 @@ class Site:
     connecting: int = 0
     idle: OrderedDict[Deferred[bool], None] = field(factory=OrderedDict)
     sessions: set[Session] = field(factory=set)
+    gone: list[Deferred[None]] | None = None  # it is another worker's now: who waits for our last connection to end
 
 
 class Sites:
@@ -75,9 +76,13 @@ class Sites:
         connect: Connect,
         read: Read,
         settle: Callable[[Verdict], None],
+        limit: Callable[[int], int] | None = None,
     ) -> None:
+        """`limit(wanted)`: how many connections there may be in all; with others to share them, it asks for `wanted` more."""
         self._reactor, self._router, self._connect = reactor, router, connect
         self._read, self._settle = read, settle
+        self._limit = limit or (lambda wanted: self.settings.connections)
+        self.returned: Callable[[Destination, list[Item]], None] = self.put
         self.settings, self.client = settings, client
         self._sites: dict[str, Site] = {}
         self._starved: OrderedDict[str, None] = OrderedDict()  # sites that wait for a free connection
@@ -129,6 +134,35 @@ class Sites:
                 del self._sites[name]
         return dropped
 
+    def destinations(self) -> list[Destination]:
+        """Every site with work or connections."""
+        return [site.destination for site in self._sites.values()]
+
+    def let_go(self, name: str) -> tuple[list[Item], Deferred[None]]:
+        """The site is another's from now on: take back what waits, begin nothing more there. The Deferred fires when our
+        last connection to it has ended; what comes back from one goes to `returned`."""
+        gone: Deferred[None] = Deferred()
+        site = self._sites.get(name)
+        if site is None:
+            gone.callback(None)
+            return [], gone
+        items = site.queue.drop(None)
+        if site.couriers:
+            site.gone = [*(site.gone or ()), gone]
+            for waiter in list(site.idle):
+                self._wake(site, waiter, False)
+        else:
+            del self._sites[name]
+            gone.callback(None)
+        return items, gone
+
+    def more_connections(self) -> None:
+        """There may be more of them than before: serve who waits for one."""
+        while self.running and self._starved and self.connections < self._limit(0):
+            waiting = self._sites.get(self._starved.popitem(last=False)[0])
+            if waiting is not None:
+                self._staff(waiting)
+
     def start(self) -> None:
         """Take work, also that which waits already."""
         self.running = True
@@ -161,13 +195,13 @@ class Sites:
 
     def _staff(self, site: Site) -> None:
         """Give the site as many connections as it has use for and may have."""
-        while self.running and site.queue.messages > site.connecting:
+        while self.running and site.gone is None and site.queue.messages > site.connecting:
             if site.idle:
                 self._wake(site, next(iter(site.idle)), True)
                 continue
             if site.couriers >= min(site.window, self.settings.connections_per_site):
                 return
-            if self.connections >= self.settings.connections:
+            if self.connections >= self._limit(1):
                 self._starved[site.destination.site] = None
                 self._free_one()
                 return
@@ -190,7 +224,7 @@ class Sites:
         session: Session | None = None
         is_connecting = True
         try:
-            while self.running:
+            while self.running and site.gone is None:
                 if session is not None and not self._may_serve(session):
                     leaving, session = session, None
                     await self._leave(site, leaving)
@@ -230,6 +264,13 @@ class Sites:
     def _left(self, site: Site) -> None:
         """A connection is free again."""
         name = site.destination.site
+        if site.gone is not None and not site.couriers:
+            gone, items = site.gone, site.queue.drop(None)
+            del self._sites[name]
+            for done in gone:
+                done.callback(None)
+            if items:
+                self.returned(site.destination, items)
         if not site.couriers and not len(site.queue) and self._sites.get(name) is site:
             del self._sites[name]
         if not self.running:
@@ -238,10 +279,7 @@ class Sites:
                 for done in stopped:
                     done.callback(None)
             return
-        while self._starved and self.connections < self.settings.connections:
-            waiting = self._sites.get(self._starved.popitem(last=False)[0])
-            if waiting is not None:
-                self._staff(waiting)
+        self.more_connections()
         if len(site.queue):
             self._staff(site)
 

@@ -65,6 +65,29 @@ def release(
         driver.close()
 
 
+def hand_over(
+    connection: Connection, statements: Statements, owner: int, to: int, recipients: Sequence[tuple[int, int, int]]
+) -> list[bool]:
+    """Make (message, number, epoch) another process's; whether each was still ours. Their epochs have gone up by one."""
+    driver = Driver(connection)
+    try:
+        rows = [(message, to, number, owner, epoch) for message, number, epoch in recipients]
+        if driver.run_rows(statements.hand_over, rows) == len(rows):
+            return [True] * len(rows)
+        # Some were not ours any more: which ones, their owners and epochs tell.
+        found = [driver.first(statements.find_owner, (message, number)) for message, number, _ in recipients]
+        return [row is not None and tuple(row) == (to, epoch + 1) for row, (_, _, epoch) in zip(found, recipients, strict=True)]
+    finally:
+        driver.close()
+
+
+def owned(connection: Connection, owner: int, limit: int) -> list[tuple[int, int, int]]:
+    """Recipients (message, number, epoch) that are queued and owned by this process. Reads the whole table."""
+    columns = (_recipients.message_id, _recipients.number, _recipients.epoch)
+    query = select(*columns).where(IS_QUEUED, _recipients.owner == owner).limit(limit)
+    return [(row.message_id, row.number, row.epoch) for row in connection.execute(query)]
+
+
 def release_messages(connection: Connection, numbers: Sequence[int], owner: int) -> None:
     """Give back every recipient of these messages that this process owns, known to it or not."""
     for some in _pieces(numbers):

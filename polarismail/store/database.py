@@ -183,6 +183,17 @@ class Database:
             return fail(Unavailable("the database is closed"))
         return readers.submit(_Reader.run, job)
 
+    def look_for_dead(self) -> Deferred[bool]:
+        """A process that shares the database has died: give back what it owned now, not at the next tick. Fires with whether
+        there was one, when those who listen to `when_released` are about to be told."""
+
+        def released(was_dead: bool) -> bool:
+            if was_dead:
+                self._announce()
+            return was_dead
+
+        return self.write(self._nodes.release_dead).addCallback(released)
+
     def when_released(self, callback: Callable[[], None]) -> None:
         """Call this on the reactor's thread whenever a dead process's recipients have become claimable."""
         self._released.append(callback)

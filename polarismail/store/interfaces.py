@@ -148,6 +148,17 @@ class ISpool(Interface):
     def release(recipients: Sequence[QueuedRecipient]) -> Deferred[None]:
         """Give recipients back untried: they are due again at once, for anybody."""
 
+    def hand_over(recipients: Sequence[QueuedRecipient], to: int) -> Deferred[list[QueuedRecipient]]:
+        """Make these the incarnation `to`'s. Fires with those that were still ours, as their new owner has them (their epochs
+        have gone up): it must be told of them, or find them by `owned`."""
+
+    def owned() -> Deferred[list[tuple[str, int, int]]]:
+        """Every queued recipient that this process owns, known to it or not: (queue id, number, epoch). For after a fault:
+        it looks through the whole queue."""
+
+    def release_keys(keys: Sequence[tuple[str, int, int]]) -> Deferred[None]:
+        """Like `release`, for recipients that only `owned` knows."""
+
     def read(message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
         """Octets of trace + content from `offset`, fewer at the end, b"" behind it."""
 

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 from sqlalchemy import Connection, select
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
@@ -57,10 +57,11 @@ from polarismail.store.outcomes import Record, Recorded, RecordLane
 from polarismail.store.queue_operations import QueueOperations
 from polarismail.store.statements import Statements, number_of
 from polarismail.store.threads import Answers
-from polarismail.values.envelope import QueueIds
+from polarismail.values.envelope import QueueIds, render_queue_id
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 
 _KEPT_HEADS = 64
+_MOST_OWNED = 100_000
 
 
 @frozen
@@ -258,7 +259,27 @@ class Spool(QueueOperations):
         return recorded.committed
 
     def release(self, recipients: Sequence[QueuedRecipient]) -> Deferred[None]:
+        return self.release_keys([(each.message.queue_id, each.number, each.epoch) for each in recipients])
+
+    def hand_over(self, recipients: Sequence[QueuedRecipient], to: int) -> Deferred[list[QueuedRecipient]]:
         rows = [(number_of(recipient.message.queue_id), recipient.number, recipient.epoch) for recipient in recipients]
+
+        def hand_over(connection: Connection) -> list[bool]:
+            return claims.hand_over(connection, self._statements, self._database.incarnation, to, rows)
+
+        def moved(changed: list[bool]) -> list[QueuedRecipient]:
+            there = zip(recipients, changed, strict=True)
+            return [evolve(recipient, epoch=recipient.epoch + 1) for recipient, has_moved in there if has_moved]
+
+        return self._database.write(hand_over).addCallback(moved)
+
+    def owned(self) -> Deferred[list[tuple[str, int, int]]]:
+        limit, owner = _MOST_OWNED, self._database.incarnation
+        found = self._database.read(lambda connection: claims.owned(connection, owner, limit))
+        return found.addCallback(lambda rows: [(render_queue_id(key), number, epoch) for key, number, epoch in rows])
+
+    def release_keys(self, keys: Sequence[tuple[str, int, int]]) -> Deferred[None]:
+        rows = [(number_of(queue_id), number, epoch) for queue_id, number, epoch in keys]
         return self._database.write(
             lambda connection: claims.release(connection, self._statements, self._database.incarnation, rows)
         )

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from attrs import asdict
-from sqlalchemy import Connection, Dialect, Table, bindparam, delete, exists, insert, literal_column, update
+from sqlalchemy import Connection, Dialect, Table, bindparam, delete, exists, insert, literal_column, select, update
 
 from polarismail.store import schema
 from polarismail.values.address import Mailbox
@@ -49,7 +49,7 @@ class Statement:
         """Raises ValueError where the compiled order of parameters is not `order`: rows would go into wrong columns."""
         compiled = clause.compile(dialect=dialect, column_keys=column_keys)
         if list(compiled.positiontup or ()) != list(order):
-            raise ValueError(f"{clause.table.name}: parameters are {compiled.positiontup}, expected {order}")
+            raise ValueError(f"{clause}: parameters are {compiled.positiontup}, expected {order}")
         self.text = str(compiled)
 
 
@@ -60,12 +60,14 @@ class RowsStatement:
     the row. So a group of rows is one step wherever its statement can be written that way.
     """
 
-    __slots__ = ("_make", "_texts", "fixed", "width")
+    __slots__ = ("_texts", "fixed", "leading")
 
-    def __init__(self, make: Callable[[int], tuple[Any, Sequence[str]]], dialect: Dialect, width: int, fixed: int = 0):
-        """`make(rows)` returns the clause and the order of its parameters: `width` for each row, then `fixed` more.
-        Raises ValueError where the compiled order is another."""
-        self.width, self.fixed = width, fixed
+    def __init__(
+        self, make: Callable[[int], tuple[Any, Sequence[str]]], dialect: Dialect, fixed: int = 0, leading: int = 0
+    ):
+        """`make(rows)` returns the clause and the order of its parameters: those of each row, and `fixed` more, `leading` of
+        them in front and the others behind. Raises ValueError where the compiled order is another."""
+        self.fixed, self.leading = fixed, leading
         self._texts: dict[int, str] = {}
         for power in range(_MOST_ROWS.bit_length()):
             clause, order = make(1 << power)
@@ -100,6 +102,17 @@ def _delete_rows(column: Any, *fixed: tuple[Any, str]) -> Callable[[int], tuple[
     return make
 
 
+def _update_rows(
+    column: Any, values: dict[str, Any], leading: Sequence[str], *fixed: tuple[Any, str]
+) -> Callable[[int], tuple[Any, Sequence[str]]]:
+    def make(rows: int) -> tuple[Any, Sequence[str]]:
+        keys = [f"key_{at}" for at in range(rows)]
+        conditions = (column.in_([bindparam(key) for key in keys]), *(other == bindparam(name) for other, name in fixed))
+        return update(column.table).where(*conditions).values(**values), [*leading, *keys, *(name for _, name in fixed)]
+
+    return make
+
+
 class Statements:
     """Every hot statement, for one dialect."""
 
@@ -118,10 +131,8 @@ class Statements:
             "remote": bindparam("new_remote"),
             **given_back,
         }
-        self.insert_message = RowsStatement(_insert_rows(messages, _MESSAGE_COLUMNS), dialect, len(_MESSAGE_COLUMNS))
-        self.insert_recipient = RowsStatement(
-            _insert_rows(recipients, _RECIPIENT_COLUMNS), dialect, len(_RECIPIENT_COLUMNS)
-        )
+        self.insert_message = RowsStatement(_insert_rows(messages, _MESSAGE_COLUMNS), dialect)
+        self.insert_recipient = RowsStatement(_insert_rows(recipients, _RECIPIENT_COLUMNS), dialect)
         # The last recipient of its message, or all of them in one group: row by row, fenced, then the message.
         self.delete_recipient = RowsStatement(
             _delete_rows(
@@ -131,10 +142,9 @@ class Statements:
                 (_recipients.epoch, "fenced_epoch"),
             ),
             dialect,
-            width=1,
             fixed=3,
         )
-        self.delete_message = RowsStatement(_delete_rows(_messages.id), dialect, width=1)
+        self.delete_message = RowsStatement(_delete_rows(_messages.id), dialect)
         self.delete_chunks = Statement(
             delete(schema.chunks).where(schema.chunks.c.message_id == bindparam("key")), dialect, ("key",)
         )
@@ -152,6 +162,27 @@ class Statements:
             ("new_attempt", "new_reply", "new_remote", "new_warned", *_FENCE),
         )
         self.release = Statement(update(recipients).where(*fence).values(**given_back), dialect, _FENCE)
+        # Rows that differ in nothing but their message go together, as they were accepted together.
+        self.hand_over = RowsStatement(
+            _update_rows(
+                _recipients.message_id,
+                {"owner": bindparam("new_owner"), "epoch": _recipients.epoch + literal_column("1")},
+                ("new_owner",),
+                (_recipients.number, "fenced_number"),
+                (_recipients.owner, "fenced_owner"),
+                (_recipients.epoch, "fenced_epoch"),
+            ),
+            dialect,
+            fixed=4,
+            leading=1,
+        )
+        self.find_owner = Statement(
+            select(_recipients.owner, _recipients.epoch).where(
+                _recipients.message_id == bindparam("key"), _recipients.number == bindparam("fenced_number")
+            ),
+            dialect,
+            ("key", "fenced_number"),
+        )
         still_open = exists().where(_recipients.message_id == _messages.id, IS_OPEN)
         self.delete_finished_message = Statement(
             delete(messages).where(_messages.id == bindparam("key"), ~still_open), dialect, ("key",)
@@ -185,7 +216,7 @@ class Driver:
 
     def run_rows(self, statement: RowsStatement, rows: Sequence[tuple[Any, ...]]) -> int:
         """How many rows changed, in all. Rows that end alike in the statement's fixed parameters go together."""
-        changed, fixed = 0, statement.fixed
+        changed, fixed, leading = 0, statement.fixed, statement.leading
         if fixed:
             alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
             for row in rows:
@@ -194,9 +225,14 @@ class Driver:
             alike = {(): list(rows)} if rows else {}
         for ending, group in alike.items():
             for text, piece in statement.pieces(group):
-                self._cursor.execute(text, [*chain.from_iterable(piece), *ending])
+                self._cursor.execute(text, [*ending[:leading], *chain.from_iterable(piece), *ending[leading:]])
                 changed += int(self._cursor.rowcount)
         return changed
+
+    def first(self, statement: Statement, row: tuple[Any, ...]) -> Any:
+        """The first row that it finds; None where there is none."""
+        self._cursor.execute(statement.text, row)
+        return self._cursor.fetchone()
 
     def close(self) -> None:
         self._cursor.close()

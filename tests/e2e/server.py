@@ -105,7 +105,10 @@ class Helper:
 
 
 class Server:
-    """polarismail in a process of its own. `extra` is TOML that goes below the standard tables."""
+    """polarismail in a process of its own, or with `workers` in several. `extra` is TOML that goes below the standard tables.
+
+    POLARISMAIL_TEST_WORKERS=2 runs every end-to-end test against two workers.
+    """
 
     def __init__(
         self,
@@ -120,7 +123,9 @@ class Server:
         extra: str = "",
         relay_extra: str = "",
         address: str = "127.0.0.1",
+        workers: int = int(os.environ.get("POLARISMAIL_TEST_WORKERS", "1")),
     ) -> None:
+        self.workers = workers
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.hostname, self.domains, self.accounts, self.address = hostname, domains, accounts, address
@@ -156,7 +161,7 @@ class Server:
             "pop3": ("pop3", "starttls"),
             "pop3s": ("pop3", "implicit"),
         }
-        text = f'hostname = "{self.hostname}"\n'
+        text = f'hostname = "{self.hostname}"\nworkers = {self.workers}\n'
         for name, (role, tls) in roles.items():
             text += (
                 f'[[listeners]]\nname = "{name}"\nrole = "{role}"\ntls = "{tls}"\n'
@@ -217,6 +222,7 @@ class Server:
             cwd=ROOT,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
         log.close()
 
@@ -251,9 +257,10 @@ class Server:
         return self.process.wait(45)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL, to every process of it."""
         if self.process is not None:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def signal(self, number: int) -> None:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""What a server has before it serves, in one value: bound sockets, the certificate, and its place among the workers.
+
+`prepare` makes it while the process may still be root: sockets are bound, the certificate is read, missing directories are
+made. A supervisor hands it on: its descriptors are inherited by each worker, the rest crosses the worker's channel as the
+first line of it, so that a worker needs no right that was dropped, and starts with the very configuration that was checked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from polarismail.config import Config, parse
+from polarismail.net import listeners
+from polarismail.net.tls import CertificateStore
+from polarismail.privileges import make_directory
+
+_IMPORTED_LATE = (
+    "alembic.command",
+    "alembic.runtime.migration",
+    "argon2.low_level",
+    "idna",
+    "polarismail.serve.smtp",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+    "twisted.protocols.tls",
+)
+MAX_PACKET_OCTETS = 8 * 1024 * 1024
+
+
+@frozen
+class Prepared:
+    """Bound sockets by listener, and the certificate where a listener has TLS."""
+
+    bound: dict[str, list[socket.socket]]
+    certificates: CertificateStore | None
+
+    def close(self) -> None:
+        """Close every socket that is still here. Idempotent."""
+        for each in self.bound.values():
+            for one in each:
+                one.close()
+        self.bound.clear()
+
+
+def prepare(config: Config, uid: int | None, gid: int | None) -> Prepared:
+    """Make directories, read the certificate, bind. Raises ConfigError, and nothing stays bound then."""
+    for path in (config.paths.state, config.paths.spool, config.paths.mail):
+        make_directory(path, uid, gid)
+    for path in (config.log.file, config.paths.control_socket):
+        if os.path.dirname(path):
+            make_directory(os.path.dirname(path), uid, gid, 0o755)
+    prepared = Prepared({}, _read_certificate(config))
+    try:
+        for listener in config.listeners:
+            prepared.bound[listener.name] = listeners.bind(listener)
+    except BaseException:
+        prepared.close()
+        raise
+    if os.geteuid() == 0 and uid:
+        # Python itself may lie where the later user cannot read: what is imported on first use is imported now.
+        for name in _IMPORTED_LATE:
+            importlib.import_module(name)
+    return prepared
+
+
+def _read_certificate(config: Config) -> CertificateStore | None:
+    if any(listener.tls != "none" for listener in config.listeners):
+        return CertificateStore(config.tls.certificate, config.tls.key)
+    return None
+
+
+@frozen
+class Place:
+    """A worker's place: its number from 0, among how many, and the descriptors that it has inherited for it."""
+
+    number: int
+    workers: int
+    channel: int
+    shares: int
+    control: int
+    grants: Mapping[str, int] = field(factory=dict)
+
+
+@frozen
+class Inheritance:
+    """All that a worker is given. `text` is the configuration as it was checked, `newer` what a reload has put in its place
+    since; `sockets` are descriptors by listener; `pem` are certificate chain and key."""
+
+    place: Place
+    config_path: str
+    text: str
+    newer: str | None
+    clock_offset_seconds: float
+    uid: int | None
+    gid: int | None
+    sockets: Mapping[str, list[int]]
+    pem: tuple[bytes, bytes] | None = field(repr=False)
+
+    def render(self) -> bytes:
+        """One line of JSON. It holds the private key: it goes to the worker and nowhere else."""
+        table: dict[str, Any] = {
+            "place": {name: getattr(self.place, name) for name in Place.__match_args__},
+            "pem": None if self.pem is None else [octets.decode("ascii") for octets in self.pem],
+        }
+        for name in ("config_path", "text", "newer", "clock_offset_seconds", "uid", "gid", "sockets"):
+            table[name] = getattr(self, name)
+        return json.dumps(table).encode("ascii") + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> Inheritance:
+        """What `render` wrote."""
+        table = json.loads(line)
+        place, pem = Place(**table.pop("place")), table.pop("pem")
+        return cls(place=place, pem=None if pem is None else (pem[0].encode("ascii"), pem[1].encode("ascii")), **table)
+
+    def config(self) -> Config:
+        """The configuration that the listeners were bound by. Raises ConfigError."""
+        return parse(self.config_path, self.text)
+
+    def prepared(self, config: Config) -> Prepared:
+        """The inherited sockets as sockets, the certificate as a store."""
+        bound = {
+            name: [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            for name, descriptors in self.sockets.items()
+        }
+        certificates = None
+        if self.pem is not None:
+            certificates = CertificateStore(config.tls.certificate, config.tls.key, pem=self.pem)
+        return Prepared(bound, certificates)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Takes connections off a listening socket: a few at a time, no more than our share of them, and never the last descriptors.
+
+Guarantees
+    Several processes may accept from one socket: who has more than its share of the sessions leaves the next client to the
+    others for a moment, and takes it after all where nobody did, so that a process that hangs delays clients but loses none.
+    Near the limit of descriptors, and on errors of the machine, accepting pauses and clients wait in the kernel's line: what
+    serves the sessions there are (spool, maildirs, outgoing connections) keeps `RESERVED_DESCRIPTORS` (HOSTILE E3).
+Never
+    A loop that spins on an error; an exception that reaches the reactor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IListeningPort, IReadDescriptor
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from polarismail.net.shares import Shares
+
+RESERVED_DESCRIPTORS = 50
+_A_TURN = 16
+"""Connections taken before others on this reactor get their turn."""
+_LEAVE_TO_OTHERS_SECONDS = 0.01
+_BACK_OFF_SECONDS = 0.5
+# The client has gone again, or a packet filter or the network says so: the next one may be well (accept(2)).
+_OF_ONE_CLIENT = {
+    errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET,
+    errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
+}  # fmt: skip
+
+
+class _Accepted(tcp.Server):
+    """Twisted's transport without the texts that it makes for each connection, and that nobody here reads."""
+
+    logstr = "polarismail"
+    repstr = "<a connection of polarismail>"
+    sessionno = 0
+
+    def __init__(self, accepted: socket.socket, protocol: Any, client: tuple[Any, ...], server: Any, reactor: Any):
+        tcp.Connection.__init__(self, accepted, protocol, reactor)
+        if len(client) != 2:
+            self._addressType = IPv6Address
+        self.server, self.client, self.hostname = server, client, client[0]
+        self.startReading()
+        self.connected = 1
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class Acceptor:
+    """One listening socket of TCP, which it owns. Made by `listeners.serve`; starts at once."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, listening: socket.socket, factory: Any, shares: Shares | None = None) -> None:
+        self._reactor, self._listening, self._factory, self._shares = reactor, listening, factory, shares
+        self._address_type: Any = IPv6Address if listening.family == socket.AF_INET6 else IPv4Address
+        self._resume: Any = None  # the timer of a pause
+        self._insists = False
+        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._told = False
+        listening.setblocking(False)
+        self.startListening()
+
+    # -- IListeningPort
+
+    def startListening(self) -> None:
+        """Accept from now on."""
+        self._factory.doStart()
+        self._reactor.addReader(self)
+
+    def stopListening(self) -> Deferred[None]:
+        """Accept no more, and close the socket: who waits in line is another process's, or refused. Idempotent."""
+        if self._listening.fileno() >= 0:
+            self._reactor.removeReader(self)
+            if self._resume is not None:
+                self._resume.cancel()
+                self._resume = None
+            self._listening.close()
+            self._factory.doStop()
+        return succeed(None)
+
+    def getHost(self) -> Any:
+        """Where it listens."""
+        return self._address_type("TCP", *self._listening.getsockname()[:2])
+
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        """Of the listening socket."""
+        return self._listening.fileno()
+
+    def logPrefix(self) -> str:
+        """ILoggingContext."""
+        return "accepting"
+
+    def connectionLost(self, reason: Any) -> None:
+        """The reactor is at its end."""
+        self.stopListening()
+
+    def doRead(self) -> None:
+        """Clients wait: take some."""
+        for _ in range(_A_TURN):
+            if self._shares is not None and not self._insists and self._shares.has_more_than_its_share():
+                self._insists = True
+                self._pause(_LEAVE_TO_OTHERS_SECONDS)
+                return
+            try:
+                accepted, client = self._listening.accept()
+            except BlockingIOError:
+                self._insists = False
+                return
+            except OSError as problem:
+                if problem.errno in _OF_ONE_CLIENT:
+                    continue
+                self._tell(str(problem))
+                self._pause(_BACK_OFF_SECONDS)
+                return
+            self._insists = False
+            try:
+                self._take(accepted, client)
+            except Exception:
+                self.log.failure("a connection could not be begun")
+                accepted.close()
+            if accepted.fileno() >= self._limit - RESERVED_DESCRIPTORS:
+                self._tell(f"{accepted.fileno()} of {self._limit} descriptors are in use")
+                self._pause(_BACK_OFF_SECONDS)
+                return
+
+    def _take(self, accepted: socket.socket, client: tuple[Any, ...]) -> None:
+        protocol = self._factory.buildProtocol(self._address_type("TCP", client[0], client[1]))
+        if protocol is None:
+            accepted.close()
+            return
+        protocol.makeConnection(_Accepted(accepted, protocol, client[:2] if len(client) == 2 else client, self, self._reactor))
+
+    # -- pauses
+
+    def _pause(self, seconds: float) -> None:
+        self._reactor.removeReader(self)
+        self._resume = self._reactor.callLater(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resume = None
+        if self._near_limit():
+            self._pause(_BACK_OFF_SECONDS)
+            return
+        self._told = False
+        self._reactor.addReader(self)
+
+    def _near_limit(self) -> bool:
+        # The kernel gives the lowest number that is free.
+        try:
+            probe = os.dup(self._listening.fileno())
+        except OSError:
+            return True
+        os.close(probe)
+        return probe >= self._limit - RESERVED_DESCRIPTORS
+
+    def _tell(self, why: str) -> None:
+        """Once for each time that it begins."""
+        if not self._told:
+            self._told = True
+            self.log.critical("accepting pauses until there is room: {why}", why=why, event="accepting_paused")
