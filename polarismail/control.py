@@ -219,12 +219,12 @@ class Control:
             found["pid"] = os.getpid() if self.fellows is None else os.getppid()
             found["directory"] = self.directory.statistics()
             others = [] if self.fellows is None else await self.fellows.statuses()
-            found["workers"] = sorted([self.own_status(), *others], key=lambda each: each["worker"])
+            found["workers"] = sorted([self.describe(), *others], key=lambda each: each["worker"])
         if self.greylist is not None:
             found["greylisting"] = await maybeDeferred(self.greylist.statistics)
         return found
 
-    def own_status(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What this process, one of `workers`, has in hand."""
         found: dict[str, Any] = {"worker": 0, "pid": os.getpid(), "relay": attrs.asdict(self.manager.counts())}
         if self.fellows is not None:

@@ -23,7 +23,7 @@ from polarismail.net.slices import Slice
 BEAT_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 RELAY = "relay.connections"
-"""The slice of outgoing connections; a protocol's name is that of its incoming ones."""
+"""The slice of outgoing connections. Incoming ones are counted in memory that all see: net/shares.py."""
 
 
 class Fellows:
@@ -36,11 +36,7 @@ class Fellows:
     ) -> None:
         self.place, self.shares, self.bus = place, shares, Bus(reactor, directory, place.number)
         self._reactor, self._channel, self._parts = reactor, channel, parts
-        self._slices = {
-            RELAY: self._slice(RELAY, lambda: parts.manager.connections),
-            "smtp": self._slice("smtp", lambda: parts.open_connections("smtp")),
-            "pop3": self._slice("pop3", lambda: parts.open_connections("pop3")),
-        }
+        self._slices = {RELAY: self._slice(RELAY, lambda: parts.manager.connections)}
         self._beat = LoopingCall(self._do_beat)
         self._beat.clock = reactor
         self._incarnation = 0
@@ -99,16 +95,6 @@ class Fellows:
             mine.look(wanted)
         return mine.limit
 
-    def total_limit(self, protocol: str) -> Callable[[], int]:
-        """How many incoming connections of a protocol this worker may have now."""
-        mine = self._slices[protocol]
-
-        def limit() -> int:
-            mine.look(1)
-            return mine.limit
-
-        return limit
-
     # -- what all must know
 
     def _changed_here(self, action: str, recipients: list[tuple[str, int]]) -> None:
@@ -128,7 +114,7 @@ class Fellows:
         return self._ask_all("status").addCallback(lambda answers: [json.loads(each) for each in answers if each])
 
     def _say_status(self, sender: int, body: bytes) -> bytes:
-        return json.dumps(self._parts.control.own_status()).encode("ascii")
+        return json.dumps(self._parts.control.describe()).encode("ascii")
 
     def _ask_all(self, kind: str) -> Deferred[list[bytes]]:
         asked = [self.bus.ask(number, kind, b"", _ANSWER_SECONDS) for number in self.bus.others]

@@ -102,8 +102,8 @@ class Parts:
             now=now,
             random=random,
             greylist=self.greylist,
-            bus=self.fellows and self.fellows.bus,
-            connection_limit=self.fellows and self.fellows.connection_limit,
+            bus=None if self.fellows is None else self.fellows.bus,
+            connection_limit=None if self.fellows is None else self.fellows.connection_limit,
         )
         self.desk = Desk(
             hostname=config.hostname,
@@ -144,19 +144,8 @@ class Parts:
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
-        fellows = self.fellows
-        if fellows is None:
-            return ConnectionCounter(self.config.connections)
-        return ConnectionCounter(
-            self.config.connections,
-            workers=fellows.place.workers,
-            total=fellows.total_limit(protocol),
-            changed=fellows.shares.count,
-        )
-
-    def open_connections(self, protocol: str) -> int:
-        """Connections of one protocol that are open now."""
-        return self._counters[protocol].total
+        shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
+        return ConnectionCounter(self.config.connections, shared)
 
     # -- life --------------------------------------------------------------------------------------------------------
 

@@ -30,8 +30,8 @@ from polarismail.options import Options
 from polarismail.parts import Parts
 from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.telemetry import EventLog
-from polarismail.workers import Supervisor
 from polarismail.values.errors import ConfigError, PolarisError
+from polarismail.workers import Supervisor
 
 RUNNING_AS_ROOT = "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
 _LOOK_AGAIN_SECONDS = 0.1
@@ -248,9 +248,15 @@ class MailService(Service):
         except Exception as problem:
             if not isinstance(problem, ConfigError):
                 self.log.failure("the configuration could not be read again")
-            self.telemetry.record_event("reload-failed", {"path": self.config_path, "problem": str(problem)})
+            if self._channel is not None:
+                self._channel.say("reloaded", problem=str(problem))
+            else:
+                self.telemetry.record_event("reload-failed", {"path": self.config_path, "problem": str(problem)})
             return str(problem)
         parts.reconfigure(fresh.config)
         self.config = fresh.config
-        self.telemetry.record_event("reloaded", fresh.describe(self.config_path, kept))
+        if self._channel is not None:
+            self._channel.say("reloaded", problem="")
+        else:
+            self.telemetry.record_event("reloaded", fresh.describe(self.config_path, kept))
         return ""

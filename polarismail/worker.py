@@ -32,7 +32,9 @@ def read_inheritance(channel: int) -> Inheritance:
         while not line.endswith(b"\n"):
             peeked = line_in.recv(65536, socket.MSG_PEEK)
             if not peeked or len(line) > MAX_PACKET_OCTETS:
-                raise SystemExit("polarismail.worker is started by twistd polarismail, with workers in its configuration")
+                raise SystemExit(
+                    "polarismail.worker is started by twistd polarismail, with workers in its configuration"
+                )
             end = peeked.find(b"\n")
             line += line_in.recv(len(peeked) if end < 0 else end + 1)
     return Inheritance.parse(bytes(line))

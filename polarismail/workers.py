@@ -12,7 +12,6 @@ HOUSE, "Processes".
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -62,6 +61,14 @@ class Worker:
     ended: Deferred[None] = field(factory=Deferred)
 
 
+@define
+class _Reload:
+    """One that is under way: what the log will say, and who has not taken it yet."""
+
+    fields: dict[str, str]
+    waiting: set[int]
+
+
 class _Process(ProcessProtocol):
     def __init__(self, supervisor: Supervisor, number: int) -> None:
         self._supervisor, self._number = supervisor, number
@@ -99,6 +106,7 @@ class Supervisor(Service):
         self._delays: dict[int, float] = {}
         self._restarts: set[Any] = set()
         self._stopping = self._has_served = False
+        self._reload: _Reload | None = None
         self._watch = LoopingCall(self._look)
 
     @property
@@ -157,11 +165,7 @@ class Supervisor(Service):
 
     @staticmethod
     def _limits(config: Config) -> dict[str, int]:
-        return {
-            RELAY: config.relay.connections,
-            "smtp": config.connections.total,
-            "pop3": config.connections.total,
-        }
+        return {RELAY: config.relay.connections}
 
     def _start(self, number: int) -> None:
         if self._stopping or number in self.workers:
@@ -205,6 +209,7 @@ class Supervisor(Service):
         self.workers[number] = Worker(number, process.pid, channel, self.reactor.seconds())
         channel.subscribe("ready", lambda incarnation, name="": self._ready(number, incarnation, name))
         channel.subscribe("failed", lambda problem: self._failed(number, problem))
+        channel.subscribe("reloaded", lambda problem: self._reloaded(number, problem))
         channel.subscribe("want", lambda name, wanted: self._want(number, name, wanted))
         channel.say_raw(inheritance.render())
 
@@ -258,6 +263,7 @@ class Supervisor(Service):
             for each in self.workers.values():
                 each.channel.say("dead")
         worker.ended.callback(None)
+        self._reloaded(number, "")
         if self._stopping:
             return
         if not worker.incarnation and not self._has_served:
@@ -350,7 +356,19 @@ class Supervisor(Service):
         self.config, self._newer = fresh.config, fresh.text
         self._slices.change_limits(self._limits(fresh.config))
         pem = None if certificates is None else [octets.decode("ascii") for octets in certificates.pem]
+        self._reload = _Reload(fresh.describe(self.config_path, kept), set(self.workers))
         for worker in self.workers.values():
             worker.channel.say("reload", text=fresh.text, pem=pem)
-        self.telemetry.record_event("reloaded", fresh.describe(self.config_path, kept))
         return ""
+
+    def _reloaded(self, number: int, problem: str) -> None:
+        """A worker has taken what was read, or is gone; when all have, the log says so."""
+        if problem:
+            self.telemetry.record_event(
+                "reload-failed", {"path": self.config_path, "problem": problem, "worker": number}
+            )
+        if self._reload is not None:
+            self._reload.waiting.discard(number)
+            if not self._reload.waiting:
+                self.telemetry.record_event("reloaded", self._reload.fields)
+                self._reload = None

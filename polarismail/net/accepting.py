@@ -141,7 +141,9 @@ class Acceptor:
         if protocol is None:
             accepted.close()
             return
-        protocol.makeConnection(_Accepted(accepted, protocol, client[:2] if len(client) == 2 else client, self, self._reactor))
+        protocol.makeConnection(
+            _Accepted(accepted, protocol, client[:2] if len(client) == 2 else client, self, self._reactor)
+        )
 
     # -- pauses
 

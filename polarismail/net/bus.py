@@ -86,7 +86,9 @@ class _Incoming(Protocol):
                 elif self._from >= 0:
                     self.factory.bus._received(self._from, kind, body)
         except ValueError as problem:
-            Bus.log.error("the bus to worker {worker} is out of step: {problem}", worker=self._from, problem=str(problem))
+            Bus.log.error(
+                "the bus to worker {worker} is out of step: {problem}", worker=self._from, problem=str(problem)
+            )
             self.transport.abortConnection()  # type: ignore[union-attr]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

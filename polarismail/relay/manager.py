@@ -291,7 +291,7 @@ class RelayManager(Service):
             self._sites.put(destination, items)
 
     def _take_over(self, recipients: Sequence[QueuedRecipient]) -> None:
-        """These are ours now: just accepted, or another worker's until now. Where memory is full, it is left to the database."""
+        """These are ours now: just accepted, or another's until now. Where memory is full, it is left to the database."""
         if not self.running or len(recipients) > self._hand.room:
             self._behind = True
             self._give_back(recipients)

@@ -81,9 +81,9 @@ class Sites:
         """`limit(wanted)`: how many connections there may be in all; with others to share them, it asks for `wanted` more."""
         self._reactor, self._router, self._connect = reactor, router, connect
         self._read, self._settle = read, settle
-        self._limit = limit or (lambda wanted: self.settings.connections)
         self.returned: Callable[[Destination, list[Item]], None] = self.put
         self.settings, self.client = settings, client
+        self._limit = limit or (lambda wanted: self.settings.connections)
         self._sites: dict[str, Site] = {}
         self._starved: OrderedDict[str, None] = OrderedDict()  # sites that wait for a free connection
         self._unstaffed: dict[str, None] = {}

@@ -35,7 +35,8 @@ def wrap(recipients: Sequence[QueuedRecipient], hops: int) -> bytes:
                 octets += len(inline)
             messages[message.queue_id] = [
                 message.queue_id, render_path(message.reverse_path), message.created, message.size, message.account_id,
-                message.ret, message.envid, message.body, message.smtputf8, None if inline is None else len(inline), message.recipient_count, message.storage,
+                message.ret, message.envid, message.body, message.smtputf8, None if inline is None else len(inline),
+                message.recipient_count, message.storage,
             ]  # fmt: skip
         rows.append(
             [
@@ -53,7 +54,9 @@ def unwrap(octets: bytes) -> tuple[list[QueuedRecipient], int]:
     at = 4 + int.from_bytes(octets[:4], "big")
     header = json.loads(octets[4:at])
     messages: dict[str, QueuedMessage] = {}
-    for queue_id, path, created, size, account, ret, envid, body, smtputf8, length, count, storage in header["messages"]:
+    for queue_id, path, created, size, account, ret, envid, body, smtputf8, length, count, storage in header[
+        "messages"
+    ]:
         inline = None
         if length is not None:
             inline = octets[at : at + length]
@@ -64,7 +67,22 @@ def unwrap(octets: bytes) -> tuple[list[QueuedRecipient], int]:
         )
     found = []
     for row in header["recipients"]:
-        queue_id, number, path, original, next_hop, account, attempts, due, expires, epoch, notify, orcpt, reply, warned = row
+        (
+            queue_id,
+            number,
+            path,
+            original,
+            next_hop,
+            account,
+            attempts,
+            due,
+            expires,
+            epoch,
+            notify,
+            orcpt,
+            reply,
+            warned,
+        ) = row
         dsn = DsnRequest(notify, orcpt) if notify or orcpt else NO_DSN_REQUEST
         forward_path = parse_stored_mailbox(path)
         found.append(

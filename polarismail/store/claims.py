@@ -76,7 +76,10 @@ def hand_over(
             return [True] * len(rows)
         # Some were not ours any more: which ones, their owners and epochs tell.
         found = [driver.first(statements.find_owner, (message, number)) for message, number, _ in recipients]
-        return [row is not None and tuple(row) == (to, epoch + 1) for row, (_, _, epoch) in zip(found, recipients, strict=True)]
+        return [
+            row is not None and tuple(row) == (to, epoch + 1)
+            for row, (_, _, epoch) in zip(found, recipients, strict=True)
+        ]
     finally:
         driver.close()
 

@@ -107,7 +107,10 @@ def _update_rows(
 ) -> Callable[[int], tuple[Any, Sequence[str]]]:
     def make(rows: int) -> tuple[Any, Sequence[str]]:
         keys = [f"key_{at}" for at in range(rows)]
-        conditions = (column.in_([bindparam(key) for key in keys]), *(other == bindparam(name) for other, name in fixed))
+        conditions = (
+            column.in_([bindparam(key) for key in keys]),
+            *(other == bindparam(name) for other, name in fixed),
+        )
         return update(column.table).where(*conditions).values(**values), [*leading, *keys, *(name for _, name in fixed)]
 
     return make
