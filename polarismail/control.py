@@ -48,6 +48,7 @@ class Control:
     telemetry: Any = None
     greylist: Any = None
     manager: Any = None
+    lag: Any = None
     now: Callable[[], float] = time.time
 
     # -- domains ---------------------------------------------------------------------------------------------------------
@@ -211,6 +212,9 @@ class Control:
         if self.manager is not None:
             found["pid"] = os.getpid()
             found["directory"] = self.directory.statistics()
+            found["commits"] = self.database.statistics()
+        if self.lag is not None:
+            found["lag"] = self.lag.statistics()
         if self.greylist is not None:
             found["greylisting"] = await maybeDeferred(self.greylist.statistics)
         return found

@@ -20,6 +20,7 @@ from polarismail.auth.portal import build_portal
 from polarismail.config import Config
 from polarismail.control import Control
 from polarismail.control_socket import ControlServer
+from polarismail.lag import LagGauge
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
@@ -57,6 +58,7 @@ class Parts:
         self.config, self._reactor, self._now = config, reactor, now
         self._telemetry, self._certificates = telemetry, certificates
         record_event = telemetry.record_event
+        self.lag = LagGauge(reactor, record_event)
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
         self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
@@ -115,6 +117,7 @@ class Parts:
             telemetry=telemetry,
             greylist=self.greylist,
             manager=self.manager,
+            lag=self.lag,
             now=now,
         )
         self.control_server = ControlServer(self.control, config.paths.control_socket, reactor, config.control)
@@ -134,6 +137,7 @@ class Parts:
             self.directory,
             self.manager,
             self.control_server,
+            self.lag,
         )
         try:
             for part in order:
