@@ -4,13 +4,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help run test lint types bench interop docs changes dist clean
 
 help:
 	@echo "make run      a complete server on loopback, in ./var"
 	@echo "make test     the whole suite (PYTEST_ARGS='-k word' for a part)"
-	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers;  make bench: ratios"
+	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers;  make bench: ratios (BENCH_ARGS=--quick)"
 
 # The stamps are named after what is installed; a changed setup.cfg installs again.
 .venv/core: setup.cfg pyproject.toml
@@ -40,8 +41,7 @@ interop: .venv/test
 	$(BIN)/python -m pytest tests/interop $(PYTEST_ARGS)
 
 bench: .venv/test
-	$(BIN)/python -m benchmarks.telemetry
-	$(BIN)/python -m benchmarks.receive
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: .venv/docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

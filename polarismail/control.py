@@ -49,6 +49,7 @@ class Control:
     greylist: Any = None
     manager: Any = None
     fellows: Any = None
+    lag: Any = None
     now: Callable[[], float] = time.time
 
     async def _change_directory(self, change: Callable[[Any], Any]) -> Any:
@@ -226,7 +227,14 @@ class Control:
 
     def describe(self) -> dict[str, Any]:
         """What this process, one of `workers`, has in hand."""
-        found: dict[str, Any] = {"worker": 0, "pid": os.getpid(), "relay": attrs.asdict(self.manager.counts())}
+        found: dict[str, Any] = {
+            "worker": 0,
+            "pid": os.getpid(),
+            "relay": attrs.asdict(self.manager.counts()),
+            "commits": self.database.statistics(),
+        }
+        if self.lag is not None:
+            found["lag"] = self.lag.statistics()
         if self.fellows is not None:
             handover = self.manager.handover
             found |= {

@@ -25,6 +25,7 @@ from polarismail.control import Control
 from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
+from polarismail.lag import LagGauge
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
@@ -67,6 +68,7 @@ class Parts:
         self.config, self._reactor, self._now = config, reactor, now
         self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
+        self.lag = LagGauge(reactor, record_event)
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
         self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
@@ -133,6 +135,7 @@ class Parts:
             greylist=self.greylist,
             manager=self.manager,
             fellows=self.fellows,
+            lag=self.lag,
             now=now,
         )
         inherited = None if place is None else socket.socket(fileno=place.control)
@@ -160,6 +163,7 @@ class Parts:
             self.manager,
             *((self.fellows,) if self.fellows is not None else ()),
             self.control_server,
+            self.lag,
         )
         try:
             for part in order:

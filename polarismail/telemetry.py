@@ -55,6 +55,7 @@ EVENTS = (
     "stopped",
     "reloaded",
     "reload-failed",
+    "stall",  # something blocked the reactor's thread: stalls longest_seconds
     "log",  # an ordinary Logger event: level namespace text traceback
     "log-lines-lost",  # count
 )

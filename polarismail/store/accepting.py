@@ -126,6 +126,7 @@ class RefusedByEffect(Exception):
 class AcceptLane:
     """The committer's lane of new messages. A job's payload is an Accept; its value Committed or Refused."""
 
+    name = "accept"
     needs_room = True
     patient = False
 

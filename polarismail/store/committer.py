@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from polarismail.store.commit_statistics import CommitStatistics
 from polarismail.store.dialects import as_polaris_error, is_final, is_full, is_lost
 from polarismail.store.reserve import Reserve
 from polarismail.store.threads import Answers
@@ -37,10 +38,11 @@ _PATIENCE_SECONDS = 0.005
 class Job:
     """One piece of work on its way through a group. A lane sets `value` or `error`; `error` wins."""
 
-    __slots__ = ("deferred", "error", "lane", "payload", "value")
+    __slots__ = ("deferred", "error", "lane", "payload", "submitted", "value")
 
     def __init__(self, lane: Lane, payload: Any) -> None:
         self.lane, self.payload = lane, payload
+        self.submitted = time.monotonic()
         self.deferred: Deferred[Any] = Deferred()
         self.value: Any = None
         self.error: BaseException | None = None
@@ -52,8 +54,9 @@ class DoApart(Exception):
 
 class Lane(Protocol):
     """Jobs of one kind, which know how to be done together. `needs_room`: not to be tried while the disk is full.
-    `patient`: nobody waits for them, so they may wait a little for company."""
+    `patient`: nobody waits for them, so they may wait a little for company. `name`: for statistics."""
 
+    name: str
     needs_room: bool
     patient: bool
 
@@ -69,6 +72,7 @@ class Lane(Protocol):
 class SavepointLane:
     """Plain functions of the connection, each in its savepoint."""
 
+    name = "other"
     needs_room = False
     patient = False
 
@@ -112,6 +116,7 @@ class Committer:
         """`tick` runs inside a transaction every `tick_seconds`, and before any group that comes later than that; what it
         returns is called after the commit."""
         self.healthy, self.full = True, False
+        self.statistics = CommitStatistics()
         self._reserve = reserve
         self._engine, self._lock, self._answers = engine, lock, answers
         self._tick, self._tick_seconds = tick, tick_seconds
@@ -167,6 +172,7 @@ class Committer:
                 stopping = self._stopping and not self._waiting
             self._commit(group)
             self._answers.put([(job.deferred, job.value, job.error) for job in group])
+            self._record_answers(group)
             del group
             if stopping:
                 self._disconnect()
@@ -196,8 +202,11 @@ class Committer:
         try:
             if not self.healthy:
                 raise SpoolUnhealthy("the disk under the database has failed")
+            begun = time.monotonic()
             with self._lock:
+                locked = time.monotonic()
                 afterwards = self._write(lanes)
+            self._record_group(lanes, locked - begun, time.monotonic() - locked)
             if afterwards is not None:
                 afterwards()
         except Exception as error:
@@ -246,6 +255,19 @@ class Committer:
             for lane in sorted(lanes, key=lambda lane: lane is self._savepoints):
                 lane.run(connection, lanes[lane], together)
         return afterwards
+
+    def _record_group(self, lanes: dict[Lane, list[Job]], lock_seconds: float, commit_seconds: float) -> None:
+        if not lanes:
+            return  # a tick
+        self.statistics.record_group(sum(map(len, lanes.values())), lock_seconds, commit_seconds)
+        for lane, jobs in lanes.items():
+            self.statistics.record_jobs(lane.name, sum(job.error is None for job in jobs))
+
+    def _record_answers(self, group: Sequence[Job]) -> None:
+        now = time.monotonic()
+        for job in group:
+            if not job.lane.patient:
+                self.statistics.record_answer(now - job.submitted)
 
     def _give_up_reserve(self) -> None:
         assert self._reserve is not None

@@ -145,6 +145,10 @@ class Database:
         """True while there is no room for new mail on the disk under a SQLite database."""
         return self._committer is not None and self._committer.full
 
+    def statistics(self) -> dict[str, Any]:
+        """What commits have cost since the start; empty where the database is closed."""
+        return {} if self._committer is None else self._committer.statistics.summary()
+
     @property
     def dialect(self) -> Dialect:
         """For compiling statements."""

@@ -50,6 +50,7 @@ class _Stale(Exception):
 class RecordLane:
     """The committer's lane of outcomes. A job's payload is a Record; its value is Recorded."""
 
+    name = "record"
     needs_room = False
     patient = True
 

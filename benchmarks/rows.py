@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""The rows of the table, in its order, with what is asked of each."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from benchmarks.bench import Bar, Bench, Line
+from benchmarks.throughput import Throughput
+
+
+class Row(Protocol):
+    """One piece of work, which gives one line of the table or several."""
+
+    @property
+    def name(self) -> str:
+        """What `--rows` calls it."""
+
+    @property
+    def work(self) -> str:
+        """What is done."""
+
+    def run(self, bench: Bench) -> list[Line]:
+        """Measure. Raises RoundFailed, PeerFailed."""
+
+
+_ROWS: tuple[Row, ...] = (
+    Throughput("kept", "receive, deliver: 4 KB, 20 sessions kept open", Bar(3.5, 6), 8000),
+    Throughput("new", "the same, a new connection for each message", Bar(2, 4), 6000, keep=False),
+    Throughput("100k", "the same as the first, 100 KB", Bar(1.5, 2), 2000, octets=100 * 1024),
+    Throughput("1m", "the same, 1 MB", Bar(1.2, 2), 300, octets=1024 * 1024),
+    Throughput("recipients", "4 KB to 50 mailboxes each", Bar(2, 4), 600, recipients=50),
+    Throughput("relay", "receive, relay to smtp-sink: 4 KB", Bar(2, 4), 6000, relay=True),
+)
+ROWS: dict[str, Row] = {row.name: row for row in _ROWS}
