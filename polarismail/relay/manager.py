@@ -75,7 +75,7 @@ class RelayManager(Service):
         self._reactor, self._spool = reactor, spool
         self._hostname, self._record_event, self._now, self._random = hostname, record_event, now, random
         self.settings, self.greylist = settings, greylist
-        self._router = Router(resolver, self._own_routing(settings), random)
+        self._router = Router(resolver, self._own_routing(settings), random, reactor.seconds)
         self._hand = Hand(settings.max_recipients_in_memory, settings.max_octets_in_memory)
         self._sites = Sites(
             reactor,
@@ -262,13 +262,15 @@ class RelayManager(Service):
             if recipient.next_hop == LOCAL:
                 self._maildrops.put(recipient)
                 continue
-            item = Item(recipient, self._reactor.seconds())
-            waiting = self._finding.get(recipient.next_hop)
-            if waiting is None:
-                self._finding[recipient.next_hop] = [item]
-                found.append(recipient.next_hop)
-            else:
+            item, next_hop = Item(recipient, self._reactor.seconds()), recipient.next_hop
+            waiting = self._finding.get(next_hop)
+            if waiting is not None:
                 waiting.append(item)
+            elif (destination := self._router.known(next_hop)) is not None:
+                self._sites.put(destination, (item,))
+            else:
+                self._finding[next_hop] = [item]
+                found.append(next_hop)
         for next_hop in found:
             Deferred.fromCoroutine(self._find(next_hop)).addErrback(
                 lambda failure: self.log.failure("a route could not be taken", failure)

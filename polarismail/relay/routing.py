@@ -11,7 +11,8 @@ deferrals, because they are ours. RFC 5321 §5.1, §4.1.3.
 from __future__ import annotations
 
 import random as randomness
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Literal
 
 from attrs import field, frozen
@@ -27,9 +28,14 @@ from polarismail.relay.mx import (
     is_public,
     order_addresses,
 )
+from polarismail.store.lru import LruCache
 from polarismail.values.address import literal_address, parse_domain
 from polarismail.values.errors import BadAddress, LookupFailed, NoSuchName
 from polarismail.values.reply import Reply
+
+# So much longer than its TTL says may a destination be used.
+_KNOWN_SECONDS = 5.0
+_KNOWN_ENTRIES = 1000
 
 
 @frozen
@@ -88,13 +94,34 @@ class Destination:
 class Router:
     """Finds destinations. One for the process."""
 
-    def __init__(self, lookup: Lookup, settings: RoutingSettings, random: randomness.Random) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        settings: RoutingSettings,
+        random: randomness.Random,
+        seconds: Callable[[], float] = monotonic,
+    ) -> None:
         self.settings = settings
-        self._lookup, self._random = lookup, random
+        self._lookup, self._random, self._seconds = lookup, random, seconds
+        self._found: LruCache[str, tuple[Destination, RoutingSettings, float]] = LruCache(_KNOWN_ENTRIES)
+
+    def known(self, next_hop: str) -> Destination | None:
+        """What `find` found a moment ago under the same settings: mail to a busy site costs no look-up for each message."""
+        found = self._found.get(next_hop)
+        if found is None or found[1] is not self.settings or not 0 <= self._seconds() - found[2] < _KNOWN_SECONDS:
+            return None
+        return found[0]
 
     async def find(self, next_hop: str) -> Destination | Reply:
         """The destination for a domain in A-labels or an address literal; or the reply for all mail that goes there."""
-        settings, domain = self.settings, next_hop.lower().rstrip(".")
+        settings = self.settings
+        destination = await self._find(next_hop, settings)
+        if isinstance(destination, Destination):
+            self._found.put(next_hop, (destination, settings, self._seconds()))
+        return destination
+
+    async def _find(self, next_hop: str, settings: RoutingSettings) -> Destination | Reply:
+        domain = next_hop.lower().rstrip(".")
         smarthost = settings.domains.get(domain, settings.smarthost)
         if smarthost is not None:
             return await self._find_smarthost(smarthost)

@@ -14,7 +14,6 @@ Never: retries, other addresses, a fall back to plain text on its own: the calle
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -26,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from polarismail.net.tls import client_options, describe
+from polarismail.net.writing import write_now, writes_directly
 from polarismail.relay.clients import (
     ClientSettings,
     ConnectFailed,
@@ -34,6 +34,7 @@ from polarismail.relay.clients import (
     local_reply,
     where,
 )
+from polarismail.relay.deadlines import NEVER, Deadline
 from polarismail.relay.transactions import (
     CONTENT_UNREADABLE,
     INTERNAL_PROBLEM,
@@ -102,7 +103,7 @@ class Session(Protocol):
         self.tls = ""
         self.transactions = 0
         self.stale = False
-        self._reactor, self._settings = reactor, settings
+        self._settings = settings
         self._engine = SmtpClient(settings.hostname)
         self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
         self._content: tuple[QueuedMessage, Read] | None = None
@@ -110,9 +111,8 @@ class Session(Protocol):
         self._ready = self._closed = self._handshaking = self._streaming = False
         self._allowed_for: Step | None = None
         self._allowed_at = -1
-        self._deadline = float("inf")
-        self._timer: Any = None
-        self._timer_due = 0.0
+        self._direct = False
+        self._deadline = Deadline(reactor, self._timed_out)
 
     # -- what the relay asks -------------------------------------------------------------------------------------------
 
@@ -135,12 +135,19 @@ class Session(Protocol):
         """`mx.example.org[192.0.2.1]:25`."""
         return str(self.host)
 
-    def send(self, message: QueuedMessage, recipients: Sequence[QueuedRecipient], read: Read) -> Deferred[list[Reply]]:
-        """Offer one message; fires with the final verdict for each recipient, in their order, and never fails.
+    async def send(self, message: QueuedMessage, recipients: Sequence[QueuedRecipient], read: Read) -> list[Reply]:
+        """Offer one message; returns the final verdict for each recipient, in their order, and never raises.
 
         `message.inline` is used where present, else `read(offset, octets)`.
         """
-        return Deferred.fromCoroutine(self._send(message, recipients, read))
+        verdicts: list[Reply | None] = [None] * len(recipients)
+        try:
+            await self._transact(message, recipients, read, verdicts)
+        except Exception:
+            # A defect of ours, not the next hop's: the mail waits, and the connection's state is unknown.
+            self.log.failure("{queue_id}: cannot be sent to {host}", queue_id=message.queue_id, host=str(self.host))
+            self.abort()
+        return [verdict or INTERNAL_PROBLEM for verdict in verdicts]
 
     def quit(self) -> Deferred[None]:
         """Say goodbye and close; fires when that is done, after `quit_seconds` at the latest. May be left alone."""
@@ -155,7 +162,7 @@ class Session(Protocol):
         """Close in good order; at once where the other side does not take part."""
         if not self._closed:
             self.transport.loseConnection()
-            self._allow(self._settings.quit_seconds)
+            self._deadline.allow(self._settings.quit_seconds)
 
     def abort(self) -> None:
         """Close at once."""
@@ -214,7 +221,7 @@ class Session(Protocol):
             self._handshaking = True
             waiter: Deferred[None] = Deferred()  # fires in handshakeCompleted
             self._waiter = waiter
-            self._allow(self._settings.handshake_seconds)
+            self._deadline.allow(self._settings.handshake_seconds)
             self.transport.startTLS(options)
         except Exception as problem:
             self._handshaking, self._waiter = False, None
@@ -244,16 +251,6 @@ class Session(Protocol):
             )
 
     # -- transactions --------------------------------------------------------------------------------------------------
-
-    async def _send(self, message: QueuedMessage, recipients: Sequence[QueuedRecipient], read: Read) -> list[Reply]:
-        verdicts: list[Reply | None] = [None] * len(recipients)
-        try:
-            await self._transact(message, recipients, read, verdicts)
-        except Exception:
-            # A defect of ours, not the next hop's: the mail waits, and the connection's state is unknown.
-            self.log.failure("{queue_id}: cannot be sent to {host}", queue_id=message.queue_id, host=str(self.host))
-            self.abort()
-        return [verdict or INTERNAL_PROBLEM for verdict in verdicts]
 
     async def _transact(
         self,
@@ -309,10 +306,12 @@ class Session(Protocol):
 
     def _begin_content(self) -> None:
         assert self._content is not None
+        if not self._engine.is_clean:
+            return  # its verdict came with the 354: a yes breaks the connection, a no is believed
         message, read = self._content
         if message.inline is not None:
             engine = self._engine
-            self.transport.write(engine.content(message.inline) + engine.end_content())
+            self._write(engine.content(message.inline) + engine.end_content())
         else:
             Deferred.fromCoroutine(self._stream(message, read)).addErrback(self._content_failed, message)
 
@@ -323,14 +322,14 @@ class Session(Protocol):
         try:
             offset = 0
             while offset < message.size:
-                self._allow(self._settings.block_seconds)
+                self._deadline.allow(self._settings.block_seconds)
                 piece = await read(offset, min(self._settings.piece_octets, message.size - offset))
                 if not piece:
                     raise EOFError(f"content ends at {offset} of {message.size} octets")
                 offset += len(piece)
                 if not await self._write_piece(piece):
                     return  # broken meanwhile: the verdicts are given
-            self.transport.write(self._engine.end_content())
+            self._write(self._engine.end_content())
         finally:
             self._streaming = False
             if not self._closed:
@@ -341,7 +340,7 @@ class Session(Protocol):
         """Write one piece, and wait until the next hop has room for more; False when it does not want it any more."""
         if not self._engine.wants_content:
             return False
-        self.transport.write(self._engine.content(piece))
+        self._write(self._engine.content(piece))
         while self._writable is not None:
             await self._writable
         return self._engine.expects is Step.CONTENT
@@ -357,6 +356,7 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
+        self._direct = writes_directly(self.transport)
 
     def handshakeCompleted(self) -> None:
         if self._handshaking:
@@ -384,9 +384,7 @@ class Session(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
         self._ready = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadline.stop()
         handshaking, self._handshaking = self._handshaking, False
         if handshaking:
             what = f"{type(reason.value).__name__} {reason.value}"[:300].strip()
@@ -398,8 +396,7 @@ class Session(Protocol):
 
     def _wait(self) -> Deferred[Any]:
         """Send what the engine has to say, and wait for what comes of it. Fails with ConnectFailed."""
-        waiter: Deferred[Any] = Deferred()
-        self._waiter = waiter
+        waiter = self._waiter = Deferred()
         if self._closed:
             self._end(local_reply(4, 4, 2, "The connection is closed"))
         else:
@@ -421,9 +418,15 @@ class Session(Protocol):
                 self._settle(event)
         out = self._engine.output()
         if out:
-            self.transport.write(out)
+            self._write(out)
         if not (self._streaming or self._handshaking):
             self._allow_next()  # those two have deadlines of their own
+
+    def _write(self, octets: bytes) -> None:
+        if self._direct:
+            write_now(self.transport, octets)
+        else:
+            self.transport.write(octets)
 
     def _settle(self, result: Any) -> None:
         waiter, self._waiter = self._waiter, None
@@ -457,26 +460,9 @@ class Session(Protocol):
         step = self._engine.expects
         if step is not self._allowed_for or self._engine.answers != self._allowed_at:
             self._allowed_for, self._allowed_at = step, self._engine.answers
-            self._allow(self._settings.seconds_for(step) if step is not None else float("inf"))
+            self._deadline.allow(self._settings.seconds_for(step) if step is not None else NEVER)
 
-    def _allow(self, seconds: float) -> None:
-        self._deadline = due = monotonic() + seconds
-        if self._closed or seconds == float("inf"):
-            return
-        # One timer that looks again when it fires: re-arming it for each reply would cost more than the reply.
-        if self._timer is None:
-            self._timer, self._timer_due = self._reactor.callLater(seconds, self._look), due
-        elif due < self._timer_due:
-            self._timer.reset(seconds)
-            self._timer_due = due
-
-    def _look(self) -> None:
-        self._timer = None
-        left = self._deadline - monotonic()
-        if left > 0:
-            if left != float("inf"):
-                self._timer, self._timer_due = self._reactor.callLater(left, self._look), self._deadline
-            return
+    def _timed_out(self) -> None:
         if self._handshaking:
             self._handshaking = False
             self._settle(Failure(ConnectFailed(local_reply(4, 7, 5, "TLS handshake timed out"))))

@@ -380,20 +380,22 @@ class Sites:
             self.log.failure("{queue_id}: a transaction failed in an unexpected way", queue_id=message.queue_id)
             session.abort()
             replies = [TRY_AGAIN] * len(items)
-        if any(reply.is_positive for reply in replies):
+        is_taken = any(reply.is_positive for reply in replies)
+        if is_taken:
             site.window = min(site.window + 1, self.settings.connections_per_site)
-        decided: list[Item] = []
-        verdicts: list[Reply] = []
-        for item, reply in zip(items, replies, strict=True):
-            if self._deserves_another(site, session, item, reply):
-                site.queue.put(item)
-            else:
-                decided.append(item)
-                verdicts.append(reply)
+        decided, verdicts = items, replies
+        if not session.usable:  # else nobody deserves another connection
+            decided, verdicts = [], []
+            for item, reply in zip(items, replies, strict=True):
+                if self._deserves_another(site, session, item, reply):
+                    site.queue.put(item)
+                else:
+                    decided.append(item)
+                    verdicts.append(reply)
         if decided:
             took = max(0.0, self._reactor.seconds() - began)
             self._settle(Verdict(decided, verdicts, session.describe(), destination.is_explicit, sending_seconds=took))
-        if any(reply.is_positive for reply in replies):
+        if is_taken:
             self._staff(site)
 
     def _deserves_another(self, site: Site, session: Session, item: Item, reply: Reply) -> bool:

@@ -97,3 +97,20 @@ def test_addresses_are_ordered_for_each_connection() -> None:
     first = {router.order(destination)[0].address for _ in range(40)}
     assert first == {"8.8.8.8", "8.8.4.4"}
     assert {host.port for host in router.order(destination)} == {2525}
+
+
+def test_a_destination_is_known_for_a_moment_under_the_same_settings() -> None:
+    seconds = [100.0]
+    router = Router(NAMES, RoutingSettings(), random.Random(1), lambda: seconds[0])
+    assert router.known("one.example") is None
+    destination = run(router.find, "one.example")
+    assert router.known("one.example") is destination and router.known("two.example") is None
+    seconds[0] += 4.9
+    assert router.known("one.example") is destination
+    seconds[0] += 0.2
+    assert router.known("one.example") is None
+    run(router.find, "one.example")
+    router.settings = RoutingSettings(port=26)
+    assert router.known("one.example") is None, "it was found under other settings"
+    run(router.find, "none.example")
+    assert router.known("none.example") is None, "what could not be found is asked again"

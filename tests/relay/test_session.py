@@ -129,7 +129,7 @@ def test_content_waits_for_a_next_hop_that_does_not_read() -> None:
     async def check() -> list[Reply]:
         session = await open_to(server)
         whole = message(None, size)
-        sending = session.send(whole, recipients(whole), read)
+        sending = Deferred.fromCoroutine(session.send(whole, recipients(whole), read))
         before = -1
         while before != asked[0] or not asked[0]:
             before = asked[0]
