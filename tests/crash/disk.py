@@ -70,6 +70,18 @@ class Disk:
         self.lose_power()
         self.come_back()
 
+    def remember(self) -> None:
+        """Keep a copy of the file system as it is, mounted, now."""
+        self.unmount()
+        _run("cp", "--sparse=always", str(self.image), f"{self.image}.copy")
+        self.mount()
+
+    def recall(self) -> None:
+        """Be the remembered copy again."""
+        self.unmount()
+        _run("cp", "--sparse=always", f"{self.image}.copy", str(self.image))
+        self.mount()
+
     def check(self) -> None:
         """Look at the unmounted file system from end to end. Raises OSError where anything is amiss."""
         _run("e2fsck", "-f", "-n", str(self.image))

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from attrs import define, field
 
@@ -30,11 +30,10 @@ class Client:
 
     history: History
     port: int
-    random: random.Random
+    random: random.Random = field(factory=random.Random)
     login: str = ""  # an account's address: at the submission port
     going: Callable[[], bool] = field(default=lambda: True)
     greeted: Callable[[], None] = field(default=lambda: None)
-    busy: bool = field(default=False, init=False)
 
     async def run(self) -> None:
         """Returns after the last transaction is answered, or its connection is gone."""
@@ -44,55 +43,26 @@ class Client:
             await asyncio.sleep(0.005)
 
     async def _session(self) -> None:
+        async with self.connected() as connection:
+            while self.going():
+                await connection.send(*self._compose())
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Connection]:
+        """A session, logged in where that is wanted. Raises OSError, asyncio.IncompleteReadError."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        connection = Connection(self.history, reader, writer)
         try:
-            await _reply(reader)
+            await connection.reply()
             self.greeted()
-            writer.write(b"EHLO client.test\r\n")
-            await _reply(reader)
+            await connection.command(b"EHLO client.test")
             if self.login:
                 plain = base64.b64encode(f"\0{self.login}\0{PASSWORD}".encode())
-                writer.write(b"AUTH PLAIN " + plain + b"\r\n")
-                if await _reply(reader) // 100 != 2:
+                if await connection.command(b"AUTH PLAIN " + plain) // 100 != 2:
                     raise ConnectionError("no login")
-            while self.going():
-                await self._transaction(reader, writer)
+            yield connection
         finally:
             writer.close()
-
-    async def _transaction(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        message, wanted = self._compose()
-        commands = [f"MAIL FROM:<{message.reverse_path}>", *(f"RCPT TO:<{each}>" for each in wanted), "DATA"]
-        writer.write("".join(f"{each}\r\n" for each in commands).encode())
-        if await _reply(reader) // 100 != 2:
-            raise ConnectionError("no mail transaction now")
-        accepted, strangers = [], []
-        for recipient in wanted:
-            code = await _reply(reader)
-            if code // 100 == 2:
-                accepted.append(recipient)
-            elif code // 100 == 5:
-                strangers.append(recipient)
-        message.strangers = strangers
-        if await _reply(reader) != 354:
-            message.strangers += accepted
-            return
-        message.recipients = accepted
-        octets = message.content(self.history.seed)
-        if message.refused:
-            octets = octets[:-2] + b"\0\r\n"
-        stuffed = (octets[:1] == b"." and b"." or b"") + octets.replace(b"\r\n.", b"\r\n..")
-        if message.bare:
-            # In the header section, and in the last line: a line that begins with a dot is not touched.
-            stuffed = stuffed.replace(b"\r\nX-Crash", b"\nX-Crash", 1)
-        writer.write(stuffed[:-2])
-        await writer.drain()
-        message.answer = Answer.NONE
-        writer.write(b"\r\n.\r\n")
-        code, text = await _reply_text(reader)
-        message.answer = {2: Answer.YES, 4: Answer.LATER}.get(code // 100, Answer.NO)
-        if message.answer is Answer.YES:
-            message.queue_id = text.rpartition(" ")[2]
 
     def _compose(self) -> tuple[Message, list[str]]:
         luck, pick = self.random.random(), self.random
@@ -108,13 +78,57 @@ class Client:
         return message, remote + local * (pick.random() < 0.3)
 
 
-async def _reply(reader: asyncio.StreamReader) -> int:
-    return (await _reply_text(reader))[0]
+@define
+class Connection:
+    """One session with the server, greeted."""
 
+    history: History
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    last: str = ""  # the last reply's last line
 
-async def _reply_text(reader: asyncio.StreamReader) -> tuple[int, str]:
-    """Raises asyncio.IncompleteReadError where the connection ends before the reply."""
-    while True:
-        line = await reader.readuntil(b"\n")
-        if line[3:4] != b"-":
-            return int(line[:3]), line.decode().strip()
+    async def send(self, message: Message, wanted: list[str]) -> None:
+        """One mail transaction; its answers go into `message`. Raises OSError, asyncio.IncompleteReadError."""
+        commands = [f"MAIL FROM:<{message.reverse_path}>", *(f"RCPT TO:<{each}>" for each in wanted), "DATA"]
+        self.writer.write("".join(f"{each}\r\n" for each in commands).encode())
+        if await self.reply() // 100 != 2:
+            raise ConnectionError(f"no mail transaction now: {self.last}")
+        accepted = []
+        for recipient in wanted:
+            code = await self.reply()
+            if code // 100 == 2:
+                accepted.append(recipient)
+            elif code // 100 == 5:
+                message.strangers.append(recipient)
+        if await self.reply() != 354:
+            message.strangers += accepted
+            return
+        message.recipients = accepted
+        self.writer.write(self._on_the_wire(message)[:-2])
+        await self.writer.drain()
+        message.answer = Answer.NONE
+        self.writer.write(b"\r\n.\r\n")
+        code = await self.reply()
+        message.answer = {2: Answer.YES, 4: Answer.LATER}.get(code // 100, Answer.NO)
+        if message.answer is Answer.YES:
+            message.queue_id = self.last.rpartition(" ")[2]
+
+    def _on_the_wire(self, message: Message) -> bytes:
+        octets = message.content(self.history.seed)
+        if message.refused:
+            octets = octets[:-2] + b"\0\r\n"
+        octets = octets.replace(b"\r\n.", b"\r\n..")
+        return octets.replace(b"\r\nX-Crash", b"\nX-Crash", 1) if message.bare else octets
+
+    async def command(self, line: bytes) -> int:
+        """Say this; the code of the reply."""
+        self.writer.write(line + b"\r\n")
+        return await self.reply()
+
+    async def reply(self) -> int:
+        """The next reply's code. Raises asyncio.IncompleteReadError where the connection ends before it."""
+        while True:
+            line = await self.reader.readuntil(b"\n")
+            if line[3:4] != b"-":
+                self.last = line.decode().strip()
+                return int(line[:3])
