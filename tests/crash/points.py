@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field
 
@@ -56,11 +57,8 @@ class Stage:
     disk: Disk | None  # None: a file system whose power cannot be cut
     life: Life | None = field(default=None, init=False)  # the last watched one, even while it is being stopped
 
-    async def play(self, decide: Callable[[Operation], int | None], history: History, **options: object) -> FaultyDisk:
-        """One life under this fault, played to its end or to the server's; the life goes on where it was not killed.
-
-        It is the server's first life, on its remembered disk.
-        """
+    async def begin(self, decide: Callable[[Operation], int | None], history: History, **options: Any) -> FaultyDisk:
+        """The first life of a server on its remembered disk, under this fault; returns once it greets, or has ended."""
         if self.disk is not None:
             self.disk.recall()
         self.remote.history = history
@@ -73,7 +71,12 @@ class Stage:
             if await asyncio.to_thread(self._greets):
                 break
             await asyncio.sleep(0.005)
-        if life.ended() is None:
+        return faults
+
+    async def play(self, decide: Callable[[Operation], int | None], history: History) -> FaultyDisk:
+        """The same, and the scripted session, to its end or the server's. The life goes on where it was not killed."""
+        faults = await self.begin(decide, history)
+        if self.life is not None and self.life.ended() is None:
             await script.play(history, self.world.ports["mx"], self.world.ports["submission"])
         return faults
 

@@ -164,8 +164,12 @@ class World:
                     file.rename(maildir / "cur" / f"{file.name}:2,S")
 
     def orphans(self) -> list[str]:
-        """Contents in the spool that no message refers to: only while nothing runs and nothing is queued."""
-        return [str(path) for path in (self.path / "state" / "spool").rglob("*") if path.is_file()]
+        """Contents in the spool that no message refers to: only while nothing runs and nothing is queued.
+
+        What was set aside because its sync failed is kept for people to look at, and not counted.
+        """
+        spool = self.path / "state" / "spool"
+        return [str(path) for path in spool.rglob("*") if path.is_file() and path.suffix != ".broken"]
 
     def look(self, history: History) -> Places:
         """All places where mail can be; the server is stopped."""
