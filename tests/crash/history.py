@@ -58,12 +58,17 @@ class Message:
 
 @frozen
 class Copy:
-    """A delivered message for one recipient. `moment`: when the remote took it, by the monotonic clock."""
+    """A delivered message for one recipient.
+
+    At the remote: `moment`, when it was taken, by the monotonic clock, and `faults`, how many there had been when its
+    session began. (A session that gets as far as content had a living server; the moment may be noted after its death.)
+    """
 
     number: int
     recipient: str
-    moment: float | None = None
     problem: str = ""  # how its octets differ from what was sent
+    moment: float = 0.0
+    faults: int = 0
 
 
 @define
@@ -197,25 +202,26 @@ def _judge_repetitions(
     verdict: Verdict,
     open_seconds: float,
 ) -> None:
-    moments: dict[tuple[int, str], list[float]] = defaultdict(list)
+    copies: dict[tuple[int, str], list[Copy]] = defaultdict(list)
     for copy in places.remote:
-        moments[copy.number, copy.recipient].append(copy.moment or 0.0)
+        copies[copy.number, copy.recipient].append(copy)
     for (number, recipient), wheres in found.items():
         if len(wheres) == 1:
             continue
         name = f"message {number} for {recipient}: {wheres}"
-        taken = sorted(moments.get((number, recipient), ()))
+        taken = sorted(copies.get((number, recipient), ()), key=lambda copy: copy.moment)
         if len(wheres) - len(taken) > 1 or not taken:
             verdict.failures.append(f"TWICE, where that must never be: {name}")
             continue
         # All copies at the remote but the last, which a report may follow too, were followed by a fault soon enough.
-        for at, moment in enumerate(taken if "report" in wheres else taken[:-1]):
-            until = taken[at + 1] if at + 1 < len(taken) else float("inf")
-            fault = next((fault for fault in history.faults if moment <= fault <= until), None)
-            if fault is None:
+        for at, copy in enumerate(taken if "report" in wheres else taken[:-1]):
+            is_last = at + 1 == len(taken)
+            if copy.faults >= len(history.faults) or (not is_last and taken[at + 1].faults == copy.faults):
                 verdict.failures.append(f"TWICE, and no fault in between: {name}")
-            elif fault - moment > open_seconds:
-                verdict.failures.append(f"TWICE, unrecorded for {fault - moment:.1f} s before the fault: {name}")
+                continue
+            open_for = max(0.0, history.faults[copy.faults] - copy.moment)
+            verdict.longest_open_seconds = max(verdict.longest_open_seconds, open_for)
+            if open_for > open_seconds:
+                verdict.failures.append(f"TWICE, unrecorded for {open_for:.1f} s before the fault: {name}")
             else:
-                verdict.duplicates[REMOTE_TWICE if at + 1 < len(taken) else REMOTE_AND_REPORT] += 1
-                verdict.longest_open_seconds = max(verdict.longest_open_seconds, fault - moment)
+                verdict.duplicates[REMOTE_AND_REPORT if is_last else REMOTE_TWICE] += 1

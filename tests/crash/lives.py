@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,13 @@ class Lives:
         fresh: bool = False,
         environment: dict[str, str] | None = None,
         descriptors: int | None = None,
+        careless: str = "",
     ) -> Life:
-        """A server with this configuration; what it prints is appended to `log`. `descriptors`: RLIMIT_NOFILE."""
+        """A server with this configuration; what it prints is appended to `log`. `descriptors`: RLIMIT_NOFILE.
+
+        `careless`: a server that does not keep its promises ("database": commits that are not synced; "maildirs":
+        deliveries that are not), for tests of whether that would be noticed.
+        """
         words = ["-n", "--pidfile=", "polarismail", "--config", str(config), "--clock-offset", str(clock_offset)]
         order = {
             "words": words,
@@ -86,6 +92,7 @@ class Lives:
             "fresh": fresh,
             "environment": environment or {},
             "descriptors": descriptors,
+            "careless": careless,
         }
         answer, received = self.ask(order)
         return Life(self, int(answer["pid"]), received[0] if received else None)
@@ -138,6 +145,7 @@ def _live(order: dict[str, Any], answers: socket.socket) -> None:
     if order["descriptors"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (order["descriptors"], order["descriptors"]))
     os.environ.update(order["environment"])
+    _be_careless(order["careless"])
     answer = json.dumps({"pid": os.getpid()}).encode()
     if order["watched"]:
         from polarismail.testing_disk import watch_this_process
@@ -154,6 +162,16 @@ def _live(order: dict[str, Any], answers: socket.socket) -> None:
     from twisted.scripts.twistd import run
 
     run()
+
+
+def _be_careless(what: str) -> None:
+    from polarismail.store import database, maildir_delivery
+
+    if what == "database":
+        make_engine = database.make_engine
+        database.make_engine = lambda url, *, durable, writes: make_engine(url, durable=False, writes=writes)
+    elif what == "maildirs":
+        maildir_delivery._libc = types.SimpleNamespace(syncfs=lambda descriptor: 0)
 
 
 def _serve(orders: socket.socket) -> None:

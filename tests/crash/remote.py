@@ -48,6 +48,7 @@ class Remote:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         recipients: list[str] = []
+        faults = len(self.history.faults)
         writer.write(b"220 mx.remote.test ESMTP\r\n")
         while line := await reader.readline():
             verb = line[:4].upper().strip()
@@ -65,7 +66,7 @@ class Remote:
             elif verb == b"DATA" and recipients:
                 writer.write(b"354 go ahead\r\n")
                 octets = await reader.readuntil(b"\r\n.\r\n")
-                writer.write(self._take(recipients, octets[:-3]))
+                writer.write(self._take(recipients, octets[:-3], faults))
             elif verb == b"DATA":
                 writer.write(b"554 5.5.1 no valid recipients\r\n")
             elif verb == b"QUIT":
@@ -83,7 +84,7 @@ class Remote:
             return b"451 4.3.0 not today\r\n"
         return b"250 2.1.5 ok\r\n"
 
-    def _take(self, recipients: list[str], octets: bytes) -> bytes:
+    def _take(self, recipients: list[str], octets: bytes, faults: int) -> bytes:
         domains = {address.rpartition("@")[2] for address in recipients}
         if "full.test" in domains:
             return b"554 5.3.4 no\r\n"
@@ -93,5 +94,5 @@ class Remote:
             octets = octets[1:]
         number, problem = self.history.compare(octets.replace(b"\r\n..", b"\r\n."))
         moment = time.monotonic()
-        self.history.taken += [Copy(number, address, moment, problem) for address in recipients]
+        self.history.taken += [Copy(number, address, problem, moment, faults) for address in recipients]
         return b"250 2.0.0 taken\r\n"

@@ -40,6 +40,7 @@ class Settings:
     fresh_share: float = 0.04
     longest_seconds: float = 0.3  # from the greeting to the cut
     megaoctets: int = 384
+    careless: str = ""  # see Lives.begin
 
 
 def image_folder() -> Path:
@@ -141,7 +142,8 @@ class Round:
 
     def _begin(self) -> None:
         self._greeted.clear()
-        self.world.begin(fresh=self._random.random() < self._settings.fresh_share)
+        fresh = self._random.random() < self._settings.fresh_share
+        self.world.begin(fresh=fresh, careless=self._settings.careless)
 
     async def _wait_for_the_moment(self) -> None:
         if self._random.random() < 0.12:

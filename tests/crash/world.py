@@ -193,7 +193,7 @@ class World:
         number, problem = history.compare(wire)
         if not problem and size != len(octets):
             problem = f"its name says {size} octets, it has {len(octets)}"
-        places.maildirs.append(Copy(number, recipient, problem=problem))
+        places.maildirs.append(Copy(number, recipient, problem))
 
     def _look_at_report(self, octets: bytes, history: History, places: Places) -> None:
         at = octets.find(b"\nX-Crash: ")
