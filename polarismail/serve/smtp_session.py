@@ -91,7 +91,7 @@ class SmtpSession:
         self._recipients: dict[Mailbox, Recipient] = {}  # by forward-path: aliases may lead to the same one twice
         self._envelope = _NO_ENVELOPE
         self._draft: IDraft | None = None
-        self._draft_failed = False
+        self._draft_failed = self._no_room = False
         self._waiting_since: float | None = None
         self._exchange: Mechanism | None = None
         self._errors = self._deferrals = self._junk = self._auth_failures = 0
@@ -252,7 +252,7 @@ class SmtpSession:
         except SpoolUnhealthy:
             self._forget_transaction()
             return self._answer(replies.UNHEALTHY)
-        self._draft_failed = False
+        self._draft_failed = self._no_room = False
         return self._answer(replies.GO_AHEAD)
 
     def _do_content(self, event: smtp_server.Content) -> Deferred[None] | None:
@@ -273,6 +273,7 @@ class SmtpSession:
         else:
             self.log.warn("the content of a message could not be written: {why}", why=failure.getErrorMessage())
         self._draft_failed = True
+        self._no_room = failure.check(SpoolFull) is not None
         self._draft.abandon()
 
     def _do_end_of_data(self, event: smtp_server.EndOfData) -> Deferred[None] | None:
@@ -280,7 +281,7 @@ class SmtpSession:
         envelope = self._envelope
         self._forget_transaction()
         if draft is None or self._draft_failed:
-            return self._ended(replies.NOT_QUEUED, event)
+            return self._ended(replies.NO_ROOM if self._no_room else replies.NOT_QUEUED, event)
         done = self._reception.end_of_data(self._facts, envelope, draft, event)
         return _then(done, self._ended, event)
 

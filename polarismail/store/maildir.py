@@ -123,7 +123,8 @@ def create(path: str, mail_root: str) -> None:
     _make_directory(path)
     directory_fd = open_directory(path)
     try:
-        for part in PARTS:
+        # tmp/ last: delivery opens it first, so that a maildir whose making was cut off is completed, cur/ included.
+        for part in reversed(PARTS):
             _make_directory(part, directory_fd)
     finally:
         os.close(directory_fd)

@@ -52,6 +52,27 @@ def writer(tmp_path, syncs):
     writer.close()
 
 
+@pytest.mark.parametrize("made", range(4))
+def test_a_maildir_whose_making_was_cut_off_is_completed(made: int, tmp_path, writer, monkeypatch) -> None:
+    """Found by a power cut between two mkdirs: cur/ was never made, and a mail reader could not put anything there."""
+    mkdir, left = os.mkdir, made
+
+    def dies(*args: object, **settings: object) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        mkdir(*args, **settings)
+
+    monkeypatch.setattr(os, "mkdir", dies)
+    with pytest.raises(KeyboardInterrupt):
+        names.create(str(tmp_path / "anna"), str(tmp_path))
+    monkeypatch.undo()
+    (receipt,) = writer.deliver([delivery(tmp_path / "anna")])
+    assert receipt.reply.code == 250
+    assert sorted(os.listdir(tmp_path / "anna")) == ["cur", "new", "tmp"]
+
+
 def test_a_batch_costs_one_sync(tmp_path, writer, syncs) -> None:
     receipts = writer.deliver([delivery(tmp_path / f"user{at % 5}", at) for at in range(50)])
     assert all(receipt.reply.code == 250 and not receipt.repeated for receipt in receipts)
