@@ -93,6 +93,7 @@ class RelayManager(Service):
                 reactor, bus, spool, self._hand, self._sites, take=self._take_over, forget=self._forget, look=self.look
             )
             self._sites.returned = self.handover.put
+        self._send_on = self._sites.put if self.handover is None else self.handover.put
         self._recorder = Recorder(
             reactor,
             spool,
@@ -267,7 +268,7 @@ class RelayManager(Service):
             if waiting is not None:
                 waiting.append(item)
             elif (destination := self._router.known(next_hop)) is not None:
-                self._sites.put(destination, (item,))
+                self._send_on(destination, [item])
             else:
                 self._finding[next_hop] = [item]
                 found.append(next_hop)
@@ -287,10 +288,8 @@ class RelayManager(Service):
             return
         if isinstance(destination, Reply):
             self._settle(Verdict(items, [destination] * len(items), ""))
-        elif self.handover is not None:
-            self.handover.put(destination, items)
         else:
-            self._sites.put(destination, items)
+            self._send_on(destination, items)
 
     def _take_over(self, recipients: Sequence[QueuedRecipient]) -> None:
         """These are ours now: just accepted, or another's until now. Where memory is full, it is left to the database."""
