@@ -217,7 +217,7 @@ class Control:
             "queue": attrs.asdict(await self.spool.counts()),
         }
         if self.manager is not None:
-            found["pid"] = os.getpid() if self.fellows is None else os.getppid()
+            found["pid"] = os.getpid() if self.fellows is None else self.fellows.place.supervisor
             found["directory"] = self.directory.statistics()
             others = [] if self.fellows is None else await self.fellows.statuses()
             found["workers"] = sorted([self.describe(), *others], key=lambda each: each["worker"])

@@ -12,19 +12,18 @@ import importlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from polarismail.config import Config, parse
 from polarismail.net import listeners
 from polarismail.net.tls import CertificateStore
 from polarismail.privileges import make_directory
+from polarismail.store.migrations import rehearse
 
 _IMPORTED_LATE = (
-    "alembic.command",
-    "alembic.runtime.migration",
     "argon2.low_level",
     "idna",
     "polarismail.serve.smtp",
@@ -64,10 +63,15 @@ def prepare(config: Config, uid: int | None, gid: int | None) -> Prepared:
         prepared.close()
         raise
     if os.geteuid() == 0 and uid:
-        # Python itself may lie where the later user cannot read: what is imported on first use is imported now.
-        for name in _IMPORTED_LATE:
-            importlib.import_module(name)
+        import_everything()
     return prepared
+
+
+def import_everything() -> None:
+    """Import now what is imported on first use: Python itself may lie where the later user cannot read."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    rehearse()
 
 
 def _read_certificate(config: Config) -> CertificateStore | None:
@@ -82,16 +86,20 @@ class Place:
 
     number: int
     workers: int
-    channel: int
-    shares: int
-    control: int
+    supervisor: int  # its process id
+    channel: int = 0
+    shares: int = 1
+    control: int = 2
     grants: Mapping[str, int] = field(factory=dict)
 
 
 @frozen
 class Inheritance:
     """All that a worker is given. `text` is the configuration as it was checked, `newer` what a reload has put in its place
-    since; `sockets` are descriptors by listener; `pem` are certificate chain and key."""
+    since; `sockets` are descriptors by listener; `pem` are certificate chain and key.
+
+    As the supervisor sends it, descriptors are places in the list of those that the worker inherits; see `on`.
+    """
 
     place: Place
     config_path: str
@@ -119,6 +127,20 @@ class Inheritance:
         table = json.loads(line)
         place, pem = Place(**table.pop("place")), table.pop("pem")
         return cls(place=place, pem=None if pem is None else (pem[0].encode("ascii"), pem[1].encode("ascii")), **table)
+
+    def on(self, descriptors: Sequence[int]) -> Inheritance:
+        """The same, with the descriptors as they are numbered in this process."""
+        place = self.place
+        return evolve(
+            self,
+            place=evolve(
+                place,
+                channel=descriptors[place.channel],
+                shares=descriptors[place.shares],
+                control=descriptors[place.control],
+            ),
+            sockets={name: [descriptors[at] for at in places] for name, places in self.sockets.items()},
+        )
 
     def config(self) -> Config:
         """The configuration that the listeners were bound by. Raises ConfigError."""

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """One worker process: reads what it inherits from its supervisor, then serves until it is told to stop.
 
-Started by `workers.Supervisor` as `python -m polarismail.worker`; of no use by hand.
+Forked by the spawner, which has imported everything, and has no reactor that runs.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import sys
+from typing import Any
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -22,38 +21,34 @@ from twisted.logger import (
 from polarismail.inheritance import MAX_PACKET_OCTETS, Inheritance
 from polarismail.values.errors import ConfigError
 
-_CHANNEL = 3
-
 
 def read_inheritance(channel: int) -> Inheritance:
-    """The first line of the channel, and not an octet more. Raises SystemExit where nobody is there."""
+    """The first line of the channel, and not an octet more. Raises SystemExit where nobody is there any more."""
     line = bytearray()
-    with socket.socket(fileno=os.dup(channel)) as line_in:
+    with socket.socket(fileno=channel) as whole:
         while not line.endswith(b"\n"):
-            peeked = line_in.recv(65536, socket.MSG_PEEK)
+            peeked = whole.recv(65536, socket.MSG_PEEK)
             if not peeked or len(line) > MAX_PACKET_OCTETS:
-                raise SystemExit(
-                    "polarismail.worker is started by twistd polarismail, with workers in its configuration"
-                )
+                raise SystemExit("polarismail: the supervisor has gone before it said what to do")
             end = peeked.find(b"\n")
-            line += line_in.recv(len(peeked) if end < 0 else end + 1)
+            line += whole.recv(len(peeked) if end < 0 else end + 1)
+        whole.detach()
     return Inheritance.parse(bytes(line))
 
 
-def main() -> None:
-    """Run one worker. The status is 0 when it was told to stop."""
-    # A terminal's Ctrl-C reaches the whole group; the supervisor answers it, in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    inheritance = read_inheritance(_CHANNEL)
+def main(descriptors: list[int]) -> None:
+    """Run one worker on what it has inherited, the channel first. Returns when it was told to stop.
+
+    Raises SystemExit where it cannot start.
+    """
+    inheritance = read_inheritance(descriptors[0]).on(descriptors)
     try:
         config = inheritance.config()
     except ConfigError as problem:
         raise SystemExit(f"polarismail: {problem}") from problem
     loud = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)])
     globalLogBeginner.beginLoggingTo([loud], redirectStandardIO=False, discardBuffer=True)
-    from twisted.internet import reactor
+    reactor = _fresh_reactor()
 
     from polarismail.service import MailService
 
@@ -71,5 +66,12 @@ def main() -> None:
     reactor.run()
 
 
-if __name__ == "__main__":
-    main()
+def _fresh_reactor() -> Any:
+    """A reactor of our own: the one that importing has installed shares its descriptors with every other worker."""
+    sys.modules.pop("twisted.internet.reactor", None)
+    from twisted.internet import epollreactor
+
+    epollreactor.install()
+    from twisted.internet import reactor
+
+    return reactor

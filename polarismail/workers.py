@@ -6,7 +6,7 @@ Guarantees
     while a worker is replaced waits in line. What a dead worker had in hand is released at once, and its sites and slices
     are another's. A worker that gives no sign of life for `SILENT_SECONDS` is killed. SIGTERM lets transactions finish.
 Never
-    A database, a spool or a thread in this process: it can be forked from, and it does not hang on a disk.
+    A database, a spool or a thread in this process: it does not hang on a disk, and there is little in it to go wrong.
 HOUSE, "Processes".
 """
 
@@ -15,18 +15,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from typing import Any
 
 from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, globalLogPublisher
-from twisted.python.failure import Failure
 
 from polarismail import __version__, control_socket, reloading
 from polarismail.channel import Channel
@@ -36,6 +32,7 @@ from polarismail.inheritance import Inheritance, Place, Prepared, prepare
 from polarismail.net.shares import Shares, make_memory
 from polarismail.net.slices import Slices
 from polarismail.privileges import check_dropped, forbid_new_privileges
+from polarismail.spawner import Spawner
 from polarismail.telemetry import EventLog
 from polarismail.values.errors import ConfigError, PolarisError
 
@@ -45,7 +42,6 @@ _WATCH_SECONDS = 5.0
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.1, 30.0
 _STEADY_SECONDS = 10.0
 """Who lived so long is started anew at once when it dies."""
-_CHANNEL, _SHARES, _CONTROL, _FIRST_SOCKET = 3, 4, 5, 6
 
 
 @define(eq=False)
@@ -53,9 +49,9 @@ class Worker:
     """One worker process. `incarnation` is 0 until it is ready."""
 
     number: int
-    pid: int
     channel: Channel
     started: float
+    pid: int = 0
     incarnation: int = 0
     bus_name: str = ""
     ended: Deferred[None] = field(factory=Deferred)
@@ -67,14 +63,6 @@ class _Reload:
 
     fields: dict[str, str]
     waiting: set[int]
-
-
-class _Process(ProcessProtocol):
-    def __init__(self, supervisor: Supervisor, number: int) -> None:
-        self._supervisor, self._number = supervisor, number
-
-    def processEnded(self, reason: Failure) -> None:
-        self._supervisor._ended(self._number, reason)
 
 
 class Supervisor(Service):
@@ -126,6 +114,7 @@ class Supervisor(Service):
             self._prepared = prepare(self.config, self._uid, self._gid)
         except ConfigError as problem:
             raise SystemExit(f"polarismail: {problem}") from problem
+        self._spawner = Spawner()
         super().privilegedStartService()
 
     def startService(self) -> None:
@@ -145,6 +134,7 @@ class Supervisor(Service):
         try:
             check_dropped(self._uid, self._gid)
             forbid_new_privileges()
+            self._spawner.drop(self._uid, self._gid)
             self.telemetry.open()
             globalLogPublisher.addObserver(self.telemetry)
             self._control = control_socket.listen(self.config.paths.control_socket, self.config.control)
@@ -155,10 +145,7 @@ class Supervisor(Service):
         self._slices = Slices(self._limits(self.config), self._count)
         signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
         signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(self._reopen))
-        # Processes can be started once the reactor runs, which hears of their ends.
-        self.reactor.callWhenRunning(self._start_workers)
-
-    def _start_workers(self) -> None:
+        self._spawner.listen(self.reactor, self._started, self._ended, self._fail)
         for number in range(self._count):
             self._start(number)
         self._watch.start(_WATCH_SECONDS, now=False)
@@ -172,17 +159,14 @@ class Supervisor(Service):
             return
         assert self._prepared is not None and self._control is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        descriptors = {0: os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 1: 1, 2: 2, _CHANNEL: theirs.fileno()}
-        opened = descriptors[0]
-        descriptors |= {_SHARES: self._memory, _CONTROL: self._control.fileno()}
+        descriptors = [theirs.fileno(), self._memory, self._control.fileno()]
         sockets: dict[str, list[int]] = {}
         for name, bound in self._prepared.bound.items():
-            for each in bound:
-                sockets.setdefault(name, []).append(len(descriptors))
-                descriptors[len(descriptors)] = each.fileno()
+            sockets[name] = list(range(len(descriptors), len(descriptors) + len(bound)))
+            descriptors += [each.fileno() for each in bound]
         certificates = self._prepared.certificates
         inheritance = Inheritance(
-            place=Place(number, self._count, _CHANNEL, _SHARES, _CONTROL, self._slices.first(number)),
+            place=Place(number, self._count, os.getpid(), grants=self._slices.first(number)),
             config_path=os.path.abspath(self.config_path),
             text=self._text,
             newer=self._newer,
@@ -192,26 +176,18 @@ class Supervisor(Service):
             sockets=sockets,
             pem=None if certificates is None else certificates.pem,
         )
-        # Where this process found its modules is where the worker finds them, whatever its directory.
-        path = os.pathsep.join(os.path.abspath(each) for each in sys.path)
-        try:
-            process = self.reactor.spawnProcess(
-                _Process(self, number),
-                sys.executable,
-                [sys.executable, "-P", "-m", "polarismail.worker"],
-                env={**os.environ, "PYTHONPATH": path},
-                childFDs=descriptors,
-            )
-        finally:
-            theirs.close()
-            os.close(opened)
+        with theirs:
+            self._spawner.spawn(number, descriptors)
         channel = Channel(self.reactor, ours.detach())
-        self.workers[number] = Worker(number, process.pid, channel, self.reactor.seconds())
+        self.workers[number] = Worker(number, channel, self.reactor.seconds())
         channel.subscribe("ready", lambda incarnation, name="": self._ready(number, incarnation, name))
         channel.subscribe("failed", lambda problem: self._failed(number, problem))
         channel.subscribe("reloaded", lambda problem: self._reloaded(number, problem))
         channel.subscribe("want", lambda name, wanted: self._want(number, name, wanted))
         channel.say_raw(inheritance.render())
+
+    def _started(self, number: int, pid: int) -> None:
+        self.workers[number].pid = pid
 
     # -- what workers say --------------------------------------------------------------------------------------------
 
@@ -251,12 +227,13 @@ class Supervisor(Service):
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    def _ended(self, number: int, reason: Failure) -> None:
+    def _ended(self, number: int, status: int) -> None:
         worker = self.workers.pop(number)
         worker.channel.close()
         self._shares.clear(number)
         self._slices.forget(number)
-        how = "ended" if reason.check(ProcessDone) else str(reason.value)
+        code = os.waitstatus_to_exitcode(status)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         self.telemetry.record_event("worker-ended", {"worker": number, "pid": worker.pid, "how": how})
         if worker.incarnation:
             self._announce()
@@ -290,7 +267,7 @@ class Supervisor(Service):
         for number, worker in self.workers.items():
             silent = self._shares.silent_seconds(number)
             starting = 0.0 if worker.incarnation else self.reactor.seconds() - worker.started
-            if silent > SILENT_SECONDS or starting > _START_SECONDS:
+            if worker.pid and (silent > SILENT_SECONDS or starting > _START_SECONDS):
                 self.log.critical("worker {number} gives no sign of life: it is killed", number=number)
                 os.kill(worker.pid, signal.SIGKILL)
 
@@ -326,10 +303,11 @@ class Supervisor(Service):
         until = self.reactor.seconds() + patience
         while self.workers and self.reactor.seconds() < until:
             await deferLater(self.reactor, 0.05)
-        for worker in list(self.workers.values()):
+        for worker in [each for each in self.workers.values() if each.pid]:
             self.log.error("worker {number} does not end: it is killed", number=worker.number)
             os.kill(worker.pid, signal.SIGKILL)
             await worker.ended
+        self._spawner.stop()
         self.telemetry.record_event("stopped", {"pid": os.getpid()})
         globalLogPublisher.removeObserver(self.telemetry)
         self.telemetry.close()

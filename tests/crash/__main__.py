@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """`python -m tests.crash`: power cuts by the hundred, then every write of a scripted session; ends with 1 if a promise broke.
 
-    --cuts N         how many random power cuts (default 2000)
-    --seconds S      stop after so long, however many there were
-    --seed N         the first round's seed; round k has seed N + k. A failure names its round's seed: --seed IT --cuts 25
-                     replays the same load, moments and clock (the machine's own timing is never twice the same)
-    --workers N      server processes, as in the configuration that the bench measures
-    --jobs N         rounds at a time (default: one for each core)
-    --skip-points    only the random cuts
-    --json FILE      the result, for machines
+--cuts N         how many random power cuts (default 2000)
+--seconds S      stop after so long, however many there were
+--seed N         the first round's seed; round k has seed N + k. A failure names its round's seed: --seed IT --cuts 25
+                 replays the same load, moments and clock (the machine's own timing is never twice the same)
+--workers N      server processes, as in the configuration that the bench measures
+--jobs N         rounds at a time (default: one for each core)
+--skip-points    only the random cuts
+--json FILE      the result, for machines
 """
 
 from __future__ import annotations

@@ -127,7 +127,9 @@ class Verdict:
     reported: int = 0
     queued: int = 0
     duplicates: Counter[str] = field(factory=Counter)
-    longest_open_seconds: float = 0.0  # from a final dot at the remote to the fault that came before its outcome was durable
+    longest_open_seconds: float = (
+        0.0  # from a final dot at the remote to the fault that came before its outcome was durable
+    )
 
     def add(self, other: Verdict) -> None:
         """Count another run's in."""
@@ -170,9 +172,7 @@ def judge(history: History, places: Places, *, open_seconds: float = 5.0) -> Ver
     return verdict
 
 
-def _judge_message(
-    message: Message, found: dict[tuple[int, str], list[str]], places: Places, verdict: Verdict
-) -> None:
+def _judge_message(message: Message, found: dict[tuple[int, str], list[str]], places: Places, verdict: Verdict) -> None:
     there = {each for each in message.recipients if (message.number, each) in found}
     there |= {each for each in message.recipients if (message.queue_id, each) in places.queued}
     missing = set(message.recipients) - there

@@ -215,7 +215,11 @@ async def try_point(stage: Stage, seed: int, number: int, what: str, points: Poi
 
 
 async def try_points(
-    seed: int, workers: int, choose: Callable[[int], Sequence[tuple[int, str]]], told: Callable[[int], None], seconds: float
+    seed: int,
+    workers: int,
+    choose: Callable[[int], Sequence[tuple[int, str]]],
+    told: Callable[[int], None],
+    seconds: float,
 ) -> Points:
     """Count the points, and try those that `choose` names, for so many seconds at most."""
     theatre = await Theatre().open()

@@ -53,7 +53,9 @@ class Remote:
         while line := await reader.readline():
             verb = line[:4].upper().strip()
             if verb == b"EHLO":
-                writer.write(b"250-mx.remote.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 SIZE\r\n")
+                writer.write(
+                    b"250-mx.remote.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 SIZE\r\n"
+                )
             elif verb == b"MAIL":
                 recipients = []
                 writer.write(b"250 2.1.0 ok\r\n")

@@ -40,4 +40,3 @@ async def _play(history: History, stranger: Client, account: Client) -> str:
             if message.answer is not Answer.YES:
                 no = connection.last
     return no
-
