@@ -54,7 +54,7 @@ class Fellows:
         self._slices[RELAY].when_more(parts.manager.more_connections)
         parts.spool.on_operator_change(self._changed_here)
         self._channel.subscribe("members", self._members)
-        self._channel.subscribe("dead", lambda: parts.database.look_for_dead())
+        self._channel.subscribe("dead", self._release_dead)
         self._channel.subscribe("grant", self._grant)
         self._beat.start(BEAT_SECONDS).addErrback(lambda failure: self.log.failure("signs of life have ended", failure))
 
@@ -79,6 +79,11 @@ class Fellows:
         self.bus.set_members({int(number): name for number, name in names.items()})
         handover = self._parts.manager.handover
         handover.change_members(version, {int(number): incarnation for number, incarnation in members.items()})
+
+    def _release_dead(self) -> None:
+        released = self._parts.database.look_for_dead()
+        # Where it cannot be done now, the committer's own tick does it, or the next one to start.
+        released.addErrback(lambda failure: self.log.warn("{why}", why=failure.getErrorMessage()))
 
     def _grant(self, name: str, granted: int) -> None:
         self._slices[name].grant(granted)
