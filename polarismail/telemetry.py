@@ -55,6 +55,8 @@ EVENTS = (
     "stopped",
     "reloaded",
     "reload-failed",
+    "worker-ready",  # worker pid
+    "worker-ended",  # worker pid how
     "stall",  # something blocked the reactor's thread: stalls longest_seconds
     "log",  # an ordinary Logger event: level namespace text traceback
     "log-lines-lost",  # count

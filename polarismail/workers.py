@@ -299,7 +299,7 @@ class Supervisor(Service):
             control_socket.remove(self.config.paths.control_socket)
         for worker in self.workers.values():
             worker.channel.say("stop")
-        patience = self.config.transport.drain_seconds + 5 * self.config.relay.stop_seconds + 10
+        patience = self.config.transport.drain_seconds + 2 * self.config.relay.stop_seconds + 10
         until = self.reactor.seconds() + patience
         while self.workers and self.reactor.seconds() < until:
             await deferLater(self.reactor, 0.05)
