@@ -71,7 +71,9 @@ class Dovecot:
         )
         (self.directory / "dovecot.conf").write_text(text)
         (self.directory / "users").write_text("".join(f"{user}:{hashed}\n" for user, hashed in self.users.items()))
-        subprocess.run(["dovecot", "-c", self.directory / "dovecot.conf"], check=True, capture_output=True)
+        # No pipe: what becomes the daemon would keep it open.
+        with open(self.directory / "started.log", "wb") as log:
+            subprocess.run(["dovecot", "-c", self.directory / "dovecot.conf"], check=True, stdout=log, stderr=log)
         for _ in range(100):
             if self.socket.exists():
                 return
@@ -80,4 +82,4 @@ class Dovecot:
 
     def stop(self) -> None:
         """Stop every process of it."""
-        subprocess.run(["dovecot", "-c", self.directory / "dovecot.conf", "stop"], capture_output=True)
+        subprocess.run(["dovecot", "-c", self.directory / "dovecot.conf", "stop"], stderr=subprocess.DEVNULL)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from benchmarks.bench import Bar, Bench, Line
+from benchmarks.connections import Connections
+from benchmarks.submission import SubmissionRow
 from benchmarks.throughput import Throughput
 
 
@@ -31,5 +33,9 @@ _ROWS: tuple[Row, ...] = (
     Throughput("1m", "the same, 1 MB", Bar(1.2, 2), 300, octets=1024 * 1024),
     Throughput("recipients", "4 KB to 50 mailboxes each", Bar(2, 4), 600, recipients=50),
     Throughput("relay", "receive, relay to smtp-sink: 4 KB", Bar(2, 4), 6000, relay=True),
+    SubmissionRow("submit", "submission: TLS and AUTH for each message, login caches on", Bar(1, 2), 1000, cache=True),
+    SubmissionRow("submit-uncached", "the same, no login caches", Bar(1, 2), 300, cache=False),
+    Connections("idle", "memory for each idle connection", Bar(10, 5, "figure", "below"), 1000, 200),
+    Connections("idle-tls", "the same, in TLS", Bar(45, 30, "figure", "below"), 1000, 200, tls=True),
 )
 ROWS: dict[str, Row] = {row.name: row for row in _ROWS}
