@@ -45,6 +45,7 @@ def main() -> None:
             count=arguments.count,
             scale=0.1 if arguments.quick else 1.0,
             workers=arguments.workers,
+            backlog=arguments.backlog // (10 if arguments.quick else 1),
         )
         for row in arguments.rows:
             print(f"{row}: {ROWS[row].work}", file=sys.stderr, flush=True)
@@ -73,6 +74,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=None, help="messages a round, instead of each row's own")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages: to see that it works, no more")
     parser.add_argument("--workers", type=int, default=_default_workers(), help="processes of ours (default: 2)")
+    parser.add_argument("--backlog", type=int, default=200_000, help="recipients that wait (default: %(default)s)")
     parser.add_argument("--port", type=int, default=2600, help="the first of the ports that are used")
     parser.add_argument("--directory", default=None, help="where both keep their mail (default: the system's temp)")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go (default: %(default)s)")

@@ -69,8 +69,8 @@ class SubmissionRow:
                 peer.stop()
         details["generator"] = {"alone_rate": round(rate, 1), "cpu_microseconds": round(cpu * 1e6)}
         note = f"the generator alone, against canned replies: {rate:.0f}/s, {cpu * 1e6:.0f} us CPU each"
-        rates = [median_rate(samples[peer.name]) for peer in peers]
-        return [Line(self.name, self.work, "messages/s", *rates, self.bar, note, details)]
+        our_rate, their_rate = (median_rate(samples[peer.name]) for peer in peers)
+        return [Line(self.name, self.work, "messages/s", our_rate, their_rate, self.bar, note, details)]
 
     def _work(self, peer: Peer, count: int, users: list[str]) -> tuple[float, float, float]:
         mailboxes = Mailboxes([peer.new])
