@@ -36,7 +36,7 @@ _ROWS: tuple[Row, ...] = (
     Throughput("1m", "the same, 1 MB", Bar(1.2, 2), 300, octets=1024 * 1024),
     Throughput("recipients", "4 KB to 50 mailboxes each", Bar(2, 4), 600, recipients=50),
     Throughput("relay", "receive, relay to smtp-sink: 4 KB", Bar(2, 4), 6000, relay=True),
-    SubmissionRow("submit", "submission: TLS and AUTH for each message, login caches on", Bar(1, 2), 1000, cache=True),
+    SubmissionRow("submit", "submission: TLS and AUTH for each message, login caches on", Bar(1, 2), 500, cache=True),
     SubmissionRow("submit-uncached", "the same, no login caches", Bar(1, 2), 300, cache=False),
     Backlog("backlog", "many recipients wait for their next attempt", 6000),
     Connections("idle", "memory for each idle connection", Bar(10, 5, "figure", "below"), 1000, 200),

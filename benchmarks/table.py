@@ -145,7 +145,7 @@ def _gauges(line: dict[str, Any]) -> list[str]:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}x" if value >= 0.1 else f"{value:.3g}x"
+    return f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x"
 
 
 def _figure(value: float | None) -> str:
