@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> None:
             sys.exit(f"{program} is missing: apt-get install postfix dovecot-core")
     if os.geteuid() != 0:
         sys.exit("the benchmark starts a Postfix of its own: run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="polarismail-bench-", dir=arguments.directory) as directory:
         os.chmod(directory, 0o755)
@@ -50,12 +52,20 @@ def main() -> None:
         for row in arguments.rows:
             print(f"{row}: {ROWS[row].work}", file=sys.stderr, flush=True)
             try:
-                lines += ROWS[row].run(bench)
+                found = ROWS[row].run(bench)
             except (RoundFailed, PeerFailed, subprocess.TimeoutExpired) as problem:
                 print(f"{row}: not measured: {problem}", file=sys.stderr)
                 sys.exit(2)
-    found = [line.as_json() for line in lines]
-    write_results(arguments.json, found, workers=arguments.workers, rounds=arguments.rounds, update=arguments.update)
+            # After each row: what was measured is not lost when a later row cannot be.
+            update = arguments.update or bool(lines)
+            write_results(
+                arguments.json,
+                [line.as_json() for line in found],
+                workers=arguments.workers,
+                rounds=arguments.rounds,
+                update=update,
+            )
+            lines += found
     results = read_results(arguments.json)
     print(render_table(results))
     if arguments.csv:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Where the CPU of a message goes: microseconds by part of the program, one process, under the load of a row.
 
-The total is exact (/proc); its division follows from samples of the running threads' stacks, which py-spy takes without
-stopping them (pip install py-spy). A sample belongs to the innermost frame of ours, and to Twisted, or to what it called
+What each thread used is exact (/proc); its division follows from samples of the thread's stack, which py-spy takes without
+stopping it (pip install py-spy). A sample belongs to the innermost frame of ours, and to Twisted, or to what it called
 last, where there is none.
 
 usage: python -m benchmarks.parts [--new] [--relay] [--octets N] [--count N] [--modules]
@@ -11,6 +11,7 @@ usage: python -m benchmarks.parts [--new] [--relay] [--octets N] [--count N] [--
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import signal
@@ -18,44 +19,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 from benchmarks.load import Mailboxes, Sink, send
 from benchmarks.peers import DOMAIN, RECIPIENT, Polarismail
-from benchmarks.usage import cpu_of_tree
 
 _FRAME = re.compile(r"(?P<function>[^;]+?) \((?P<file>[^;()]+?)(?::\d+)?\)")
+_THREAD = re.compile(r"thread \((?P<number>0x[0-9a-fA-F]+|\d+)\)(?:: )?(?P<name>.*)")
 _RATE = 200
 
 
-def part_of(stack: str, modules: bool = False) -> str:
-    """The part that one line of py-spy's raw format belongs to: `thread: room`, or `thread: room/module.py`."""
-    thread, _, frames = stack.partition(";")
-    name = re.sub(r"thread \((?:0x)?[0-9a-fA-F]+\)(?:: )?|-\d+$", "", thread).strip('" ') or "?"
-    name = "reactor" if name == "MainThread" else name
-    files = [found["file"] for found in _FRAME.finditer(frames)]
+def part_of(stack: str, modules: bool = False) -> tuple[int, str]:
+    """The thread of one line of py-spy's raw format, by the kernel's number, and the part that the line belongs to:
+    `thread: room`, or `thread: room/module.py`."""
+    head, _, frames = stack.partition(";")
+    found = _THREAD.match(head)
+    number, name = (int(found["number"], 0), found["name"] or "?") if found else (0, "?")
+    name = "reactor" if name == "MainThread" else re.sub(r"-\d+$", "", name)
+    files = [frame["file"] for frame in _FRAME.finditer(frames)]
     for file in reversed(files):
-        _, found, inside = file.rpartition("/polarismail/")
-        if found and "site-packages" not in inside:
-            return f"{name}: {inside}" if modules or "/" not in inside else f"{name}: {inside.partition('/')[0]}"
-    last = files[-1] if files else ""
-    return f"{name}: twisted" if "/twisted/" in last else f"{name}: other"
+        _, ours, inside = file.rpartition("/polarismail/")
+        if ours and "site-packages" not in inside:
+            return number, f"{name}: {inside if modules or '/' not in inside else inside.partition('/')[0]}"
+    return number, f"{name}: {'twisted' if '/twisted/' in (files or [''])[-1] else 'other'}"
 
 
-def divide(raw: str, modules: bool = False) -> dict[str, float]:
-    """The share of each part in a raw profile, largest first."""
-    counts: Counter[str] = Counter()
+def divide(raw: str, spent: dict[int, float], modules: bool = False) -> dict[str, float]:
+    """What each part spent, largest first: the CPU of each thread, which is known, over the samples of that thread."""
+    samples: dict[int, dict[str, int]] = {}
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
         if count.isdigit():
-            counts[part_of(stack, modules)] += int(count)
-    total = sum(counts.values())
-    return {part: count / total for part, count in counts.most_common()}
+            number, part = part_of(stack, modules)
+            seen = samples.setdefault(number, {})
+            seen[part] = seen.get(part, 0) + int(count)
+    parts: dict[str, float] = {}
+    for number, amount in spent.items():
+        seen = samples.get(number, {"threads without a sample": 1})
+        for part, times in seen.items():
+            parts[part] = parts.get(part, 0.0) + amount * times / sum(seen.values())
+    return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
-def measure(arguments: argparse.Namespace, directory: Path) -> tuple[float, str]:
-    """CPU microseconds for each message, and the profile."""
+def _cpu_by_thread(pid: int) -> dict[int, float]:
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        found[int(task.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, float]:
+    """CPU microseconds for each message, by part."""
     aliases = {"out": "out@sink.test"} if arguments.relay else {}
     sink = Sink(arguments.port + 20, directory / "counted")
     peer = Polarismail(directory / "server", port=arguments.port, aliases=aliases, smtp_port=sink.port)
@@ -78,15 +93,16 @@ def measure(arguments: argparse.Namespace, directory: Path) -> tuple[float, str]
         options = ["--threads", "--nonblocking", "--full-filenames", "--function"]
         spy = subprocess.Popen([_py_spy(), *command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(1.0)
-        before = cpu_of_tree(peer.roots)
+        before = _cpu_by_thread(peer.pid)
         work(arguments.count)
-        used = cpu_of_tree(peer.roots) - before
+        after = _cpu_by_thread(peer.pid)
         spy.send_signal(signal.SIGINT)
         spy.wait(60)
     finally:
         for one in reversed(started):
             one.stop()
-    return used / arguments.count * 1e6, profile.read_text()
+    spent = {number: (seconds - before.get(number, 0.0)) / arguments.count * 1e6 for number, seconds in after.items()}
+    return divide(profile.read_text(), spent, arguments.modules)
 
 
 def _py_spy() -> str:
@@ -108,11 +124,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="polarismail-parts-") as directory:
         Path(directory).chmod(0o755)
-        total, raw = measure(arguments, Path(directory))
+        parts = measure(arguments, Path(directory))
+    total = sum(parts.values())
     print(f"{'all':44}{total:8.0f} us")
-    for part, share in divide(raw, arguments.modules).items():
-        if share >= 0.005:
-            print(f"{part:44}{total * share:8.0f} us {share:6.1%}")
+    for part, microseconds in parts.items():
+        if microseconds >= total / 200:
+            print(f"{part:44}{microseconds:8.0f} us {microseconds / total:6.1%}")
 
 
 if __name__ == "__main__":

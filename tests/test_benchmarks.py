@@ -93,12 +93,18 @@ def test_a_tree_of_processes_is_counted_with_those_that_have_ended() -> None:
 
 def test_a_profile_is_divided_by_thread_and_room() -> None:
     raw = (
-        "thread (0x7F01): MainThread;run (/x/site-packages/twisted/internet/base.py);got (/x/polarismail/net/transport.py) 6\n"
-        "thread (22094): committer;_run (/x/polarismail/store/committer.py);do_commit (/x/site-packages/sqlalchemy/a.py) 3\n"
-        "thread (1): MainThread;run (/x/site-packages/twisted/internet/base.py);poll (/x/twisted/internet/epoll.py) 1\n"
+        "thread (11): MainThread;run (/x/twisted/internet/base.py);got (/x/polarismail/net/transport.py) 30\n"
+        "thread (22): local-mail-1;_run (/x/polarismail/store/maildir.py);commit (/x/site-packages/sqlalchemy/a.py) 3\n"
+        "thread (11): MainThread;run (/x/twisted/internet/base.py);poll (/x/twisted/internet/epoll.py) 10\n"
     )
-    assert divide(raw) == {"reactor: net": 0.6, "committer: store": 0.3, "reactor: twisted": 0.1}
-    assert "committer: store/committer.py" in divide(raw, modules=True)
+    spent = {11: 40.0, 22: 60.0, 33: 1.0}
+    assert divide(raw, spent) == {
+        "local-mail: store": 60.0,
+        "reactor: net": 30.0,
+        "reactor: twisted": 10.0,
+        "threads without a sample": 1.0,
+    }
+    assert "local-mail: store/maildir.py" in divide(raw, spent, modules=True)
 
 
 def test_the_rows_of_the_issue_are_all_there() -> None:
