@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> None:
             sys.exit(f"{program} is missing: apt-get install postfix dovecot-core")
     if os.geteuid() != 0:
         sys.exit("the benchmark starts a Postfix of its own: run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="polarismail-bench-", dir=arguments.directory) as directory:
         os.chmod(directory, 0o755)
@@ -45,20 +47,29 @@ def main() -> None:
             count=arguments.count,
             scale=0.1 if arguments.quick else 1.0,
             workers=arguments.workers,
+            backlog=arguments.backlog // (10 if arguments.quick else 1),
         )
         for row in arguments.rows:
             print(f"{row}: {ROWS[row].work}", file=sys.stderr, flush=True)
             try:
-                lines += ROWS[row].run(bench)
+                found = ROWS[row].run(bench)
             except (RoundFailed, PeerFailed, subprocess.TimeoutExpired) as problem:
                 print(f"{row}: not measured: {problem}", file=sys.stderr)
                 sys.exit(2)
-    found = [line.as_json() for line in lines]
-    write_results(arguments.json, found, workers=arguments.workers, rounds=arguments.rounds, update=arguments.update)
+            # After each row: what was measured is not lost when a later row cannot be.
+            update = arguments.update or bool(lines)
+            write_results(
+                arguments.json,
+                [line.as_json() for line in found],
+                workers=arguments.workers,
+                rounds=arguments.rounds,
+                update=update,
+            )
+            lines += found
     results = read_results(arguments.json)
     print(render_table(results))
     if arguments.csv:
-        arguments.csv.with_suffix(".csv").write_text(render_csv(results))
+        arguments.csv.write_text(render_csv(results))
         arguments.csv.with_name(f"{arguments.csv.stem}-gauges.csv").write_text(render_csv(results, gauges=True))
     if missed := [line.row for line in lines if line.met is False]:
         sys.exit(f"below what is asked: {', '.join(dict.fromkeys(missed))}")
@@ -73,6 +84,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=None, help="messages a round, instead of each row's own")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages: to see that it works, no more")
     parser.add_argument("--workers", type=int, default=_default_workers(), help="processes of ours (default: 2)")
+    parser.add_argument("--backlog", type=int, default=200_000, help="recipients that wait (default: %(default)s)")
     parser.add_argument("--port", type=int, default=2600, help="the first of the ports that are used")
     parser.add_argument("--directory", default=None, help="where both keep their mail (default: the system's temp)")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go (default: %(default)s)")

@@ -22,7 +22,7 @@ class Bar:
     `direction`: whether to be above or below."""
 
     asked: float
-    aim: float
+    aim: float | str
     of: Literal["ratio", "figure"] = "ratio"
     direction: Literal["above", "below"] = "above"
 
@@ -32,8 +32,10 @@ class Bar:
             return False
         return value >= self.asked if self.direction == "above" else value < self.asked
 
-    def render(self, value: float) -> str:
+    def render(self, value: float | str) -> str:
         """For the table: `2x`, `<10`."""
+        if isinstance(value, str):
+            return value
         return f"{'<' if self.direction == 'below' else ''}{value:g}{'x' if self.of == 'ratio' else ''}"
 
 
@@ -77,6 +79,7 @@ class Bench:
     count: int | None = None  # messages a round, instead of each row's own
     scale: float = 1.0  # of each row's own counts
     workers: int | None = None
+    backlog: int = 200_000  # recipients that wait, in the row of that name
 
     def messages(self, count: int) -> int:
         """How many a round has, where a row would have `count`."""

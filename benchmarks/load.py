@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from benchmarks.peers import SENDER, wait_for_port
+from benchmarks.peers import RECIPIENT, SENDER, wait_for_port
 
 _LOOK_SECONDS = 0.1
 # No more arrivals for so long: worth a count.
@@ -28,7 +28,14 @@ class RoundFailed(Exception):
 
 
 def send(
-    port: int, count: int, *, octets: int, sessions: int, keep: bool, recipient: str, recipients: int = 1
+    port: int,
+    count: int,
+    *,
+    octets: int = 4096,
+    sessions: int = 20,
+    keep: bool = True,
+    recipient: str = RECIPIENT,
+    recipients: int = 1,
 ) -> tuple[float, float]:
     """Have smtp-source send `count` messages. Returns when it began and when the last was accepted (time.time)."""
     command = ["smtp-source", *(["-d"] if keep else []), "-s", str(sessions), "-m", str(count), "-l", str(octets)]

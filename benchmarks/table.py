@@ -121,7 +121,7 @@ def _figures(line: dict[str, Any]) -> list[str]:
         _figure(line["polarismail"]),
         _figure(line["postfix"]),
         line["unit"],
-        f"{line['ratio']:.2f}x" if line["ratio"] is not None else "",
+        _ratio(line["ratio"]) if line["ratio"] is not None else "",
         bar.render(bar.asked) if bar else "",
         bar.render(bar.aim) if bar else "",
         {True: "yes", False: "NO", None: ""}[line["met"]],
@@ -142,6 +142,10 @@ def _gauges(line: dict[str, Any]) -> list[str]:
         f"{gauges.get('group_jobs_p50', '')}",
         _shares(gauges.get("worker_messages", [])),
     ]
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x"
 
 
 def _figure(value: float | None) -> str:
