@@ -56,6 +56,9 @@ class SlowSink:
         self.calls.append(Deferred())
         return self.calls[-1]
 
+    def render_head(self, trace: bytes) -> bytes:
+        return trace
+
     def finish(self) -> Deferred[None]:
         self.finished += 1
         return succeed(None)
@@ -66,7 +69,7 @@ class SlowSink:
 
 def slow_draft(inline_octets: int = 10) -> tuple[Draft, SlowSink]:
     sink = SlowSink()
-    return Draft("0000000000001", 1, 1, lambda number: sink, inline_octets), sink
+    return Draft("0000000000001", 1, 1, lambda number, front: sink, inline_octets), sink
 
 
 def test_a_fast_writer_is_told_to_wait() -> None:
