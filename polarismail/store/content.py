@@ -272,9 +272,10 @@ class Draft:
                 return None
             self._head = b"".join(self._pending)[:HEAD_OCTETS]
             self._sink = self._begin_sink()
-        self._spill()
         if self._pending_octets + self._flying_octets <= _HIGH_WATER_OCTETS:
             return None
+        # Not before: a hand-over to a thread and back costs more than the write itself, so that few and large ones are wanted.
+        self._spill()
         return self._wait()
 
     def head(self, octets: int) -> bytes:
@@ -303,6 +304,7 @@ class Draft:
             return None
         sink = self._sink
         flushed = self._wait() if self._flying_octets or self._pending or self._error else succeed(None)
+        self._spill()  # somebody waits already, or what lands at once would be taken for abandoned
         flushed.addCallback(lambda _: sink.finish())
         return flushed.addCallbacks(self._finished, self._unfinished)
 
@@ -348,7 +350,8 @@ class Draft:
         if self._gone and not self._waiting:
             self._drop()
             return
-        self._spill()
+        if self._gone or self._pending_octets > _HIGH_WATER_OCTETS:
+            self._spill()
         if self._pending_octets + self._flying_octets <= (0 if self._gone else _HIGH_WATER_OCTETS):
             self._release(None)
 
