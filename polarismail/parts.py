@@ -83,6 +83,7 @@ class Parts:
             config.local,
             hostname=config.hostname,
             mail_root=config.paths.mail,
+            find_form=self.spool.maildir_form,
             record_event=record_event,
             now=now,
         )

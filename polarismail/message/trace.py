@@ -46,6 +46,11 @@ def delivered_to_field(mailbox: Mailbox) -> bytes:
     return f"Delivered-To: {_safe_path(mailbox)}\r\n".encode("utf-8", "replace")
 
 
+def delivery_fields(reverse_path: ReversePath, forward_path: Mailbox) -> bytes:
+    """What final delivery puts in front (RFC 5321 §4.4): Return-Path, Delivered-To."""
+    return return_path_field(reverse_path) + delivered_to_field(forward_path)
+
+
 def _source(facts: SessionFacts) -> str:
     if not facts.client_address:
         return ""

@@ -3,7 +3,9 @@
 
 All disk work happens on two threads: one writes small messages in batches (whatever waits when the last sync is done is the
 next batch), one writes large messages piece by piece, at most `streams` of them at a time, so that neither memory nor the
-latency of small mail depends on the size of large mail. The reactor's thread only looks accounts up and hands over.
+latency of small mail depends on the size of large mail. A large message that lies in the spool as a Maildir keeps it is not
+read here at all: its file is linked or copied by the kernel (`local_files`). The reactor's thread only looks accounts up and
+hands over.
 
 `deliver` answers when the slowest of its recipients is done: give large messages a call of their own.
 
@@ -22,20 +24,23 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from polarismail.relay.local_files import INCOMPLETE, write_files
 from polarismail.relay.local_writing import BatchThread, Contents, Job, LargeMessage, Receipts
 from polarismail.store import maildir as names
-from polarismail.store.interfaces import Account, IDirectory, Outcome, QueuedMessage, QueuedRecipient
+from polarismail.store.content import MAILDIR
+from polarismail.store.interfaces import Account, IDirectory, MaildirForm, Outcome, QueuedMessage, QueuedRecipient
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildir_delivery import MaildirWriter, Receipt, refusal, sync_file_system
+from polarismail.store.maildir_files import FileWriter
 from polarismail.store.threads import Answers, Workers
 from polarismail.values.envelope import RecipientState
 from polarismail.values.errors import Unavailable
 from polarismail.values.reply import TRY_AGAIN, UNKNOWN_RECIPIENT, Reply
 
 DISABLED = Reply(450, (4, 2, 1), "Mailbox is disabled, try again later")
-INCOMPLETE = Reply(451, (4, 3, 0), "The queued message cannot be read in full, try again later")
 
 ReadContent = Callable[[QueuedMessage, int, int], "Deferred[bytes]"]
+FindForm = Callable[[QueuedMessage], "Deferred[MaildirForm | None]"]
 _ALARM_SECONDS = 60.0
 _ALARMS = 100
 
@@ -58,7 +63,8 @@ def _no_event(name: str, fields: dict[str, Any]) -> None:
 
 
 class LocalDelivery:
-    """See the module. `read` is ISpool.read; `record_event` hears of "alarm" when an operator must look.
+    """See the module. `read` is ISpool.read, `find_form` its maildir_form; `record_event` hears of "alarm" when an operator
+    must look.
 
     `mail_root` is where relative maildirs begin; it must exist. `sync` makes a file system durable, given a descriptor.
     """
@@ -74,19 +80,22 @@ class LocalDelivery:
         *,
         hostname: str,
         mail_root: str,
+        find_form: FindForm | None = None,
         record_event: Callable[[str, dict[str, Any]], None] = _no_event,
         sync: Callable[[int], None] = sync_file_system,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._read, self._directory, self._settings = read, directory, settings or LocalSettings()
         self._hostname, self._mail_root, self._record_event, self._now = hostname, mail_root, record_event, now
+        self._find_form = find_form
         self._alarms: dict[str, float] = {}
         self._active: set[Deferred[list[Outcome]]] = set()
         self._answers = Answers(reactor)
         writer = MaildirWriter(mail_root, open_maildirs=self._settings.open_maildirs, sync=sync)
         self._batches = BatchThread(self._answers, writer, self._settings.batch)
         self._streams = DeferredSemaphore(self._settings.streams)
-        self._make_large_writer = lambda: MaildirWriter(mail_root, open_maildirs=self._settings.copies, sync=sync)
+        most = max(self._settings.copies, self._settings.open_maildirs)
+        self._make_large_writer = lambda: FileWriter(mail_root, open_maildirs=most, sync=sync)
         self._large: Workers | None = None
 
     def deliver(self, recipients: Sequence[QueuedRecipient]) -> Deferred[list[Outcome]]:
@@ -121,16 +130,21 @@ class LocalDelivery:
         receipts: Receipts = {}
         small: dict[int, Job] = {}
         large: dict[str, dict[int, Job]] = {}
+        files: dict[int, Job] = {}
         for at, account in enumerate(await self._accounts(recipients)):
             job = self._job(recipients[at], account)
             if isinstance(job, Receipt):
                 receipts[at] = job
             elif job.message.size <= self._settings.small_octets:
                 small[at] = job
+            elif job.message.storage == MAILDIR and self._find_form is not None:
+                files[at] = job
             else:
                 large.setdefault(job.message.queue_id, {})[at] = job
         waiting = [self._deliver_small(small)] if small else []
         waiting += [self._deliver_large(group) for group in large.values()]
+        if files:
+            waiting.append(Deferred.fromCoroutine(self._deliver_files(files)).addErrback(self._failed, files))
         for done in await gatherResults(waiting) if waiting else ():
             receipts.update(done)
         return [self._outcome(recipient, receipts[at]) for at, recipient in enumerate(recipients)]
@@ -207,6 +221,28 @@ class LocalDelivery:
             self._unreadable(message, problem)
         return b"".join(pieces)
 
+    # -- large messages in the form of a Maildir ---------------------------------------------------------------------
+
+    async def _deliver_files(self, jobs: dict[int, Job]) -> Receipts:
+        assert self._find_form is not None
+        receipts: Receipts = {}
+        forms: dict[str, MaildirForm] = {}
+        for at, job in jobs.items():
+            message = job.message
+            if message.queue_id in forms:
+                continue
+            try:
+                form = await self._find_form(message)
+            except Unavailable as problem:
+                self._unreadable(message, problem)
+                form = None
+            if form is None:
+                receipts[at] = Receipt(INCOMPLETE, alarm=True)
+            else:
+                forms[message.queue_id] = form
+        there = {at: job for at, job in jobs.items() if at not in receipts}
+        return {**receipts, **await self._large_thread().submit(write_files, there, forms)}
+
     # -- large messages: this thread and another in turn -------------------------------------------------------------
 
     def _deliver_large(self, jobs: dict[int, Job]) -> Deferred[Receipts]:
@@ -215,16 +251,20 @@ class LocalDelivery:
         )
         return streamed.addErrback(self._failed, jobs)
 
-    async def _stream_to_all(self, jobs: list[tuple[int, Job]]) -> Receipts:
+    def _large_thread(self) -> Workers:
         if self._large is None:
             self._large = Workers(self._answers, "large-mail", 1, self._make_large_writer, MaildirWriter.close)
+        return self._large
+
+    async def _stream_to_all(self, jobs: list[tuple[int, Job]]) -> Receipts:
+        thread = self._large_thread()
         receipts: Receipts = {}
         for start in range(0, len(jobs), self._settings.copies):
             copies = LargeMessage()
             try:
-                await self._stream(self._large, dict(jobs[start : start + self._settings.copies]), copies)
+                await self._stream(thread, dict(jobs[start : start + self._settings.copies]), copies)
             finally:
-                await self._large.submit(copies.abandon, Receipt(TRY_AGAIN))
+                await thread.submit(copies.abandon, Receipt(TRY_AGAIN))
             receipts.update(copies.receipts)
         return receipts
 

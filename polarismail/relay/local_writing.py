@@ -17,7 +17,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from polarismail.message.headers import field_values, has_field
-from polarismail.message.trace import delivered_to_field, return_path_field
+from polarismail.message.trace import delivery_fields
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildir_delivery import Delivery, DiskContent, Draft, MaildirWriter, Receipt, refusal, to_disk
@@ -49,14 +49,9 @@ Receipts = dict[int, Receipt]
 Contents = Mapping[str, bytes]  # by queue id
 
 
-def own_fields(reverse_path: ReversePath, forward_path: Mailbox) -> bytes:
-    """What final delivery puts in front (RFC 5321 §4.4): Return-Path, Delivered-To."""
-    return return_path_field(reverse_path) + delivered_to_field(forward_path)
-
-
 @lru_cache(maxsize=1024)
 def _own_fields_on_disk(reverse_path: ReversePath, forward_path: Mailbox) -> DiskContent:
-    return to_disk(own_fields(reverse_path, forward_path))
+    return to_disk(delivery_fields(reverse_path, forward_path))
 
 
 def loops(recipient: QueuedRecipient, head: bytes) -> bool:
@@ -175,7 +170,7 @@ class LargeMessage:
             if loops(job.recipient, head):
                 self.receipts[at] = Receipt(LOOP)
                 continue
-            fields = own_fields(job.message.reverse_path, job.recipient.forward_path)
+            fields = delivery_fields(job.message.reverse_path, job.recipient.forward_path)
             try:
                 self._drafts[at] = writer.open_draft(
                     job.maildir, job.owner, job.unique, fields, may_repeat=job.may_repeat

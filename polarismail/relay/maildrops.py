@@ -16,9 +16,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from polarismail.relay.settings import RelaySettings
+from polarismail.store.content import MAILDIR
 from polarismail.store.interfaces import Outcome, QueuedRecipient
 from polarismail.values.envelope import RecipientState
 from polarismail.values.reply import TRY_AGAIN
+
+_FILES_A_BATCH = 64
 
 
 class Maildrops:
@@ -110,7 +113,7 @@ class Maildrops:
             self._start(batch, False)
         while self.running and self._large and self._large_running < settings.local_batches:
             batch = [self._large.popleft()]
-            while self._large and self._large[0].message.queue_id == batch[0].message.queue_id:
+            while self._large and _go_together(batch, self._large[0]):
                 batch.append(self._large.popleft())
             self._large_running += 1
             self._start(batch, True)
@@ -139,3 +142,12 @@ class Maildrops:
             idle, self._idle = self._idle, []
             for done in idle:
                 done.callback(None)
+
+
+def _go_together(batch: list[QueuedRecipient], one: QueuedRecipient) -> bool:
+    """Recipients of one large message; or messages that lie in the spool as a Maildir keeps them, which cost a link each."""
+    first = batch[0].message
+    if one.message.queue_id == first.queue_id:
+        return True
+    alone = all(each.storage == MAILDIR and each.recipient_count == 1 for each in (first, one.message))
+    return alone and len(batch) < _FILES_A_BATCH

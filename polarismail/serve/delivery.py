@@ -33,6 +33,7 @@ class TemporaryDraft:
     """Content that nobody has promised to keep: in memory, above 64 KB in a temporary file."""
 
     queue_id = ""
+    trace = b""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_MEMORY_OCTETS)

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from polarismail.auth.interfaces import IReception
 from polarismail.message.headers import count_received
-from polarismail.message.trace import received_field
+from polarismail.message.trace import delivery_fields, received_field
 from polarismail.policy.relaying import check_recipient, expand_recipient
 from polarismail.policy.verdict import Accept, Verdict
 from polarismail.store.interfaces import (
@@ -32,7 +32,7 @@ from polarismail.store.interfaces import (
     Submission,
 )
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.reply import (
     NO_ROOM,
@@ -99,7 +99,18 @@ class Reception:
 
     def begin_content(self, facts: SessionFacts, envelope: Envelope) -> IDraft:
         """Where the content goes. Raises SpoolUnhealthy."""
-        return self._desk.spool.draft()
+        recipients = envelope.recipients
+        if not all(recipient.next_hop == LOCAL for recipient in recipients):
+            return self._desk.spool.draft()
+        if len(recipients) != 1:
+            return self._desk.spool.draft(lambda queue_id: (b"", b""))
+        only = recipients[0]
+
+        def front(queue_id: str) -> tuple[bytes, bytes]:
+            trace = received_field(facts, self._desk.hostname, queue_id, only.original, self._desk.now())
+            return delivery_fields(envelope.reverse_path, only.forward_path), trace
+
+        return self._desk.spool.draft(front)
 
     def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: IDraft, end: Any) -> Deferred[Reply]:
         """Judge the whole message, then commit it; the reply is positive only when it is on stable storage."""
@@ -116,7 +127,7 @@ class Reception:
         desk = self._desk
         now = desk.now()
         only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
-        trace = received_field(facts, desk.hostname, draft.queue_id, only, now)
+        trace = draft.trace or received_field(facts, desk.hostname, draft.queue_id, only, now)
         done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
         return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
 

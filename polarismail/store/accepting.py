@@ -80,7 +80,7 @@ class Accept:
             envelope.smtputf8,
             count,
             self.storage,
-            trace if inline is None else inline,
+            draft.render_head(trace) if inline is None else inline,
         )
         rows: list[tuple[Any, ...]] = []
         queued: list[QueuedRecipient] = []

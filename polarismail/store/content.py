@@ -4,6 +4,9 @@
 A small content travels in the accept transaction. A larger one is streamed away while it arrives: to a file on one machine,
 to chunk rows on a server, where another machine may have to take over. A draft holds at most 256 KB in memory: 64 KB of
 its beginning, 64 KB that wait, 64 KB on the way, and the rest of a chunk.
+
+A file whose recipients are maildrops alone is written in the form that a Maildir keeps (MAILDIR), with the fields of final
+delivery in front where there is one recipient: delivery is then a link, and the octets are written once.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from zope.interface import implementer
 from polarismail.store import schema
 from polarismail.store.content_files import ContentFile, ContentFiles
 from polarismail.store.database import Database
-from polarismail.store.interfaces import IDraft
+from polarismail.store.interfaces import Front, IDraft
 from polarismail.values.errors import Unavailable
 
-INLINE, FILE, CHUNKS = 0, 1, 2
+INLINE, FILE, CHUNKS, MAILDIR = 0, 1, 2, 3
 """messages.storage: numbers are the database's, never renumber."""
 
 INLINE_OCTETS = 65536
@@ -44,14 +47,18 @@ class Sink(Protocol):
     def discard(self) -> None:
         """Remove all of it, soon."""
 
+    def render_head(self, trace: bytes) -> bytes:
+        """What the message's row keeps: the trace fields, and where the content is, as far as only the sink knows it."""
+
 
 class ContentStore(Protocol):
     """Where large contents go."""
 
     storage: int
 
-    def sink(self, number: int) -> Sink:
-        """A place for the content of the message with this number."""
+    def sink(self, number: int, front: bytes | None) -> Sink:
+        """A place for the content of the message with this number; where `front` is not None, in Maildir's form where the
+        store can do that: then the sink's storage is MAILDIR, and the front is in it."""
 
     def read(self, number: int, offset: int, octets: int) -> Deferred[bytes]:
         """Octets of the content from `offset`, fewer only at the end. Fails with Unavailable."""
@@ -75,8 +82,8 @@ class FileStore:
         self._files = files
         self.read, self.numbers, self.remove = files.read, files.numbers, files.remove
 
-    def sink(self, number: int) -> Sink:
-        return _FileSink(self._files, number)
+    def sink(self, number: int, front: bytes | None) -> Sink:
+        return _FileSink(self._files, number) if front is None else _MaildirSink(self._files, number, front)
 
     def sweep(self, numbers: Sequence[int]) -> Deferred[Any]:
         self._files.remove(numbers)
@@ -98,6 +105,33 @@ class _FileSink:
     def discard(self) -> None:
         self._files.discard(self._file)
 
+    def render_head(self, trace: bytes) -> bytes:
+        return trace
+
+
+class _MaildirSink(_FileSink):
+    """Takes octets with CRLF line ends and no others."""
+
+    storage = MAILDIR
+
+    def __init__(self, files: ContentFiles, number: int, front: bytes) -> None:
+        super().__init__(files, number)
+        self._front, self._front_octets = front, len(front.replace(b"\r", b""))
+
+    def append(self, pieces: Sequence[bytes]) -> Deferred[None]:
+        front, self._front = self._front, b""
+        return self._files.append_lines(self._file, (front, *pieces) if front else pieces)
+
+    def render_head(self, trace: bytes) -> bytes:
+        return b"%d %d\n" % (self._front_octets, self._file.octets) + trace
+
+
+def parse_maildir_head(head: bytes) -> tuple[int, int, bytes]:
+    """Octets of the front, octets of the file, trace fields: from what a row of storage MAILDIR keeps."""
+    sizes, _, trace = head.partition(b"\n")
+    front_octets, octets = map(int, sizes.split())
+    return front_octets, octets, trace
+
 
 class ChunkStore:
     """Contents as rows of CHUNK_OCTETS each, the last one shorter. They go with their message, in its transaction."""
@@ -107,7 +141,7 @@ class ChunkStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def sink(self, number: int) -> Sink:
+    def sink(self, number: int, front: bytes | None) -> Sink:
         return _ChunkSink(self._database, number)
 
     def read(self, number: int, offset: int, octets: int) -> Deferred[bytes]:
@@ -170,6 +204,9 @@ class _ChunkSink:
                 lambda _: None
             )
 
+    def render_head(self, trace: bytes) -> bytes:
+        return trace
+
     def _insert(self, chunks: list[bytes]) -> Deferred[None]:
         if not chunks:
             return succeed(None)
@@ -187,11 +224,18 @@ class Draft:
     """Content that is being received. Used on the reactor's thread alone."""
 
     def __init__(
-        self, queue_id: str, number: int, incarnation: int, sink: Callable[[int], Sink], inline_octets: int
+        self,
+        queue_id: str,
+        number: int,
+        incarnation: int,
+        sink: Callable[[int, bytes | None], Sink],
+        inline_octets: int,
+        front: Front | None = None,
     ) -> None:
         self.queue_id, self.number, self.incarnation = queue_id, number, incarnation
         self.size = 0
-        self._make_sink, self._inline_octets = sink, inline_octets
+        self.trace = b""
+        self._make_sink, self._inline_octets, self._front = sink, inline_octets, front
         self._pending: list[bytes] = []
         self._pending_octets = self._flying_octets = 0
         self._head = b""
@@ -211,6 +255,10 @@ class Draft:
         """All of it behind `before`, where it is INLINE."""
         return b"".join((before, *self._pending))
 
+    def render_head(self, trace: bytes) -> bytes:
+        """What the message's row keeps in its head: all octets where it is INLINE, else the trace and what its sink adds."""
+        return self.octets(trace) if self._sink is None else self._sink.render_head(trace)
+
     def write(self, octets: bytes) -> Deferred[None] | None:
         if self._error is not None:
             return fail(self._error)
@@ -223,10 +271,11 @@ class Draft:
             if self.size <= self._inline_octets:
                 return None
             self._head = b"".join(self._pending)[:HEAD_OCTETS]
-            self._sink = self._make_sink(self.number)
-        self._spill()
+            self._sink = self._begin_sink()
         if self._pending_octets + self._flying_octets <= _HIGH_WATER_OCTETS:
             return None
+        # Not before: a hand-over to a thread and back costs more than the write itself, so that few and large ones are wanted.
+        self._spill()
         return self._wait()
 
     def head(self, octets: int) -> bytes:
@@ -255,6 +304,7 @@ class Draft:
             return None
         sink = self._sink
         flushed = self._wait() if self._flying_octets or self._pending or self._error else succeed(None)
+        self._spill()  # somebody waits already, or what lands at once would be taken for abandoned
         flushed.addCallback(lambda _: sink.finish())
         return flushed.addCallbacks(self._finished, self._unfinished)
 
@@ -262,6 +312,15 @@ class Draft:
         """Remove the octets of a finished draft: its commit was refused. Nothing happens where a row may refer to them."""
         if self._sink is not None and not self.in_doubt:
             self._sink.discard()
+
+    def _begin_sink(self) -> Sink:
+        if self._front is None:
+            return self._make_sink(self.number, None)
+        own, trace = self._front(self.queue_id)
+        sink = self._make_sink(self.number, own + trace)
+        if sink.storage == MAILDIR:
+            self.trace = trace
+        return sink
 
     def _wait(self) -> Deferred[None]:
         if self._error is not None:
@@ -291,7 +350,8 @@ class Draft:
         if self._gone and not self._waiting:
             self._drop()
             return
-        self._spill()
+        if self._gone or self._pending_octets > _HIGH_WATER_OCTETS:
+            self._spill()
         if self._pending_octets + self._flying_octets <= (0 if self._gone else _HIGH_WATER_OCTETS):
             self._release(None)
 

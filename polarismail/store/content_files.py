@@ -30,6 +30,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM
 # From so many files on, one syncfs is cheaper than a sync for each and one for the directory (measured: DURABILITY).
 _SYNCFS_FROM = 4
 _MOST_VECTORS = 512
+_LINES_OCTETS = 65536
+_MOST_PLACES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fdatasync = getattr(os, "fdatasync", os.fsync)
@@ -38,11 +40,12 @@ _fdatasync = getattr(os, "fdatasync", os.fsync)
 class ContentFile:
     """One file that is being written. Its calls are made one after the other, from any thread."""
 
-    __slots__ = ("descriptor", "made", "name")
+    __slots__ = ("descriptor", "made", "name", "octets")
 
     def __init__(self, number: int) -> None:
         self.name = render_queue_id(number)
         self.descriptor, self.made = -1, False
+        self.octets = 0  # written so far
 
 
 class ContentFiles:
@@ -55,6 +58,8 @@ class ContentFiles:
         os.makedirs(path, mode=0o700, exist_ok=True)
         self.path, self.healthy = path, True
         self._answers = answers
+        self._places: dict[int, tuple[int, int]] = {}  # by number: (octets with CRLF, octets on disk) up to some point
+        self._places_lock = threading.Lock()
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._workers = Workers(answers, "content", threads)
         self._to_sync: queue.SimpleQueue[tuple[Deferred[None], ContentFile] | None] = queue.SimpleQueue()
@@ -73,6 +78,10 @@ class ContentFiles:
     def append(self, file: ContentFile, pieces: Sequence[bytes]) -> Deferred[None]:
         """Write behind what is there, making the file first. Fails with SpoolFull or SpoolUnhealthy."""
         return self._workers.submit(self._append, file, pieces)
+
+    def append_lines(self, file: ContentFile, pieces: Sequence[bytes]) -> Deferred[None]:
+        """The same with LF line ends, for octets each CR and LF of which is part of a CRLF."""
+        return self._workers.submit(self._append_lines, file, pieces)
 
     def sync(self, file: ContentFile) -> Deferred[None]:
         """Make octets and name durable, and close. Files that wait at the same time share the syncs.
@@ -95,6 +104,15 @@ class ContentFiles:
         """Octets from `offset`, fewer only at the end. Fails with Unavailable."""
         return self._workers.submit(self._read, number, offset, octets)
 
+    def read_lines(self, number: int, front_octets: int, offset: int, octets: int) -> Deferred[bytes]:
+        """The same with CRLF line ends out of a file with LF line ends, behind its front; `offset` and `octets` count what
+        is given out. Quick where each read goes on where the last one ended. Fails with Unavailable."""
+        return self._workers.submit(self._read_lines, number, front_octets, offset, octets)
+
+    def path_of(self, number: int) -> str:
+        """Where the content of this message is."""
+        return f"{self.path}/{render_queue_id(number)}"
+
     def numbers(self) -> Deferred[list[int]]:
         """The messages that have a file."""
         return self._workers.submit(self._numbers)
@@ -107,12 +125,16 @@ class ContentFiles:
                 file.descriptor = os.open(file.name, _CREATE, 0o600, dir_fd=self._directory)
                 file.made = True
             for at in range(0, len(pieces), _MOST_VECTORS):
-                _write_all(file.descriptor, pieces[at : at + _MOST_VECTORS])
+                file.octets += _write_all(file.descriptor, pieces[at : at + _MOST_VECTORS])
         except OSError as problem:
             if problem.errno in _NO_ROOM:
                 raise SpoolFull(f"no room for the content of {file.name}: {problem}") from problem
             self.healthy = False
             raise SpoolUnhealthy(f"cannot write the content of {file.name}: {problem}") from problem
+
+    def _append_lines(self, file: ContentFile, pieces: Sequence[bytes]) -> None:
+        # Dropping every CR is nine times as fast as replacing pairs.
+        self._append(file, [piece.replace(b"\r", b"") for piece in pieces])
 
     def _discard(self, file: ContentFile) -> None:
         _close(file)
@@ -142,6 +164,33 @@ class ContentFiles:
                 os.close(descriptor)
         except OSError as problem:
             raise Unavailable(f"cannot read the content of {render_queue_id(number)}: {problem}") from problem
+
+    def _read_lines(self, number: int, front_octets: int, offset: int, octets: int) -> bytes:
+        # Where an octet with CRLF line ends lies on disk is known from reading alone: from the front, or where a piece was met.
+        with self._places_lock:
+            place = self._places.get(number, (0, front_octets))
+        wire_at, disk_at = place if place[0] <= offset else (0, front_octets)
+        found: list[bytes] = []
+        wanted = octets
+        try:
+            descriptor = os.open(render_queue_id(number), _READ, dir_fd=self._directory)
+            try:
+                while wanted > 0 and (disk := os.pread(descriptor, _LINES_OCTETS, disk_at)):
+                    wire = disk.replace(b"\n", b"\r\n")
+                    taken = wire[max(0, offset - wire_at) :][:wanted]
+                    found.append(taken)
+                    wanted -= len(taken)
+                    if wanted or offset + octets == wire_at + len(wire):
+                        wire_at, disk_at = wire_at + len(wire), disk_at + len(disk)
+            finally:
+                os.close(descriptor)
+        except OSError as problem:
+            raise Unavailable(f"cannot read the content of {render_queue_id(number)}: {problem}") from problem
+        with self._places_lock:
+            self._places[number] = (wire_at, disk_at)
+            while len(self._places) > _MOST_PLACES:
+                del self._places[next(iter(self._places))]
+        return b"".join(found)
 
     def _numbers(self) -> list[int]:
         found = []
@@ -211,13 +260,15 @@ class ContentFiles:
             self.log.error("cannot set {name} aside: {error}", event="sync_failed", name=file.name, error=str(problem))
 
 
-def _write_all(descriptor: int, pieces: Sequence[bytes]) -> None:
-    """Every octet, whatever a single call takes."""
-    left = sum(map(len, pieces)) - os.writev(descriptor, pieces)
+def _write_all(descriptor: int, pieces: Sequence[bytes]) -> int:
+    """Every octet, whatever a single call takes. Returns how many they were."""
+    octets = sum(map(len, pieces))
+    left = octets - os.writev(descriptor, pieces)
     if left:
         rest = memoryview(b"".join(pieces))[-left:]
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+    return octets
 
 
 def _syncfs(descriptor: int) -> None:

@@ -39,6 +39,24 @@ class QueuedMessage:
 
 
 @frozen
+class MaildirForm:
+    """A large content that lies on disk as a Maildir keeps it: LF line ends, and perhaps a front (our fields, and the trace
+    fields) for one recipient. With that front the file may become the Maildir's file as it is, by a link.
+
+    `path` is the file's, `octets` its length, `front_octets` how much of it is front; `trace` has CRLF line ends.
+    """
+
+    path: str
+    octets: int
+    front_octets: int
+    trace: bytes = field(repr=False)
+
+
+Front = Callable[[str], tuple[bytes, bytes]]
+"""From the queue id to our own fields and the trace fields, CRLF line ends: what a content begins with in a Maildir."""
+
+
+@frozen
 class QueuedRecipient:
     """One recipient that this process owns: nobody else works on it until `record` or `release`.
 
@@ -98,6 +116,9 @@ class IDraft(Interface):
 
     queue_id = Attribute("str: the name the message will have")
     size = Attribute("int: octets written so far")
+    trace = Attribute(
+        "bytes: trace fields that are on disk with the content already; commit it with these. Else empty."
+    )
 
     def write(octets: bytes) -> Deferred[None] | None:
         """Append. None means go on; a Deferred means wait for it (the spill to disk is behind). Memory stays under
@@ -126,8 +147,12 @@ class Submission:
 class ISpool(Interface):
     """Accepted mail until every recipient is done."""
 
-    def draft() -> IDraft:
-        """A new draft. Raises SpoolUnhealthy."""
+    def draft(front: Front | None = None) -> IDraft:
+        """A new draft. Raises SpoolUnhealthy.
+
+        `front`: every recipient is a maildrop, and each CR and LF to be written is part of a CRLF. A large content is then
+        kept in the form that a Maildir has, behind this front, which is asked for once, or behind none where it is empty.
+        """
 
     def commit(submission: Submission) -> Deferred[Committed | Refused]:
         """Put it on stable storage. Once this fires with Committed, a power cut cannot undo it. A failure means that the
@@ -161,6 +186,9 @@ class ISpool(Interface):
 
     def read(message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
         """Octets of trace + content from `offset`, fewer at the end, b"" behind it."""
+
+    def maildir_form(message: QueuedMessage) -> Deferred[MaildirForm | None]:
+        """The content as a Maildir keeps it; None where it is kept otherwise. Fails with Unavailable."""
 
 
 @frozen

@@ -89,8 +89,11 @@ class Delivery:
     may_repeat: bool = False
 
 
+Placed = tuple[int, "Directories", str, bool]  # its place in the batch, where, under which name, was it there already
+
+
 @define
-class _Directories:
+class Directories:
     """The open directories of one maildir, and what they were when they were opened."""
 
     path: str
@@ -99,6 +102,7 @@ class _Directories:
     device: int
     identity: tuple[tuple[int, int], tuple[int, int]]
     drafts: int = 0  # open ones: not to be closed under them
+    settled: bool = False  # the directories themselves were made durable since they were opened
     copies: dict[str, str] | None = None  # key -> name in cur/, as it was at first use in this batch
 
     def is_current(self) -> bool:
@@ -121,12 +125,12 @@ def _identity(path: str) -> tuple[int, int]:
 class Draft:
     """A large message on its way into tmp/, piece by piece. Made by MaildirWriter.open_draft; published or abandoned."""
 
-    def __init__(self, directories: _Directories, unique: str, may_repeat: bool) -> None:
+    def __init__(self, directories: Directories, unique: str, may_repeat: bool) -> None:
         self.directories, self.unique, self.may_repeat = directories, unique, may_repeat
         self.disk_octets = self.wire_octets = 0
         self._held = b""  # a CR that may be half of a CRLF
         self._after_cr = False
-        self._descriptor = _create(unique, directories.tmp)
+        self._descriptor = create_draft(unique, directories.tmp)
         directories.drafts += 1
 
     def write(self, octets: bytes) -> None:
@@ -136,7 +140,7 @@ class Draft:
         self._append((octets[:-1] if self._held else octets).replace(b"\r\n", b"\n"))
 
     def _append(self, disk: bytes) -> None:
-        _write_all(self._descriptor, disk)
+        write_all(self._descriptor, disk)
         self.disk_octets += len(disk)
         self.wire_octets += len(disk) + disk.count(b"\n")
         if self._after_cr and disk[:1] == b"\n":
@@ -158,7 +162,7 @@ class Draft:
         try:
             self._close()
         finally:
-            _remove(self.unique, self.directories.tmp)
+            remove(self.unique, self.directories.tmp)
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -177,13 +181,13 @@ class MaildirWriter:
         self, mail_root: str, *, open_maildirs: int = 64, sync: Callable[[int], None] = sync_file_system
     ) -> None:
         self._mail_root, self._limit, self._sync = mail_root, open_maildirs, sync
-        self._open: OrderedDict[tuple[str, int], _Directories] = OrderedDict()
+        self._open: OrderedDict[tuple[str, int], Directories] = OrderedDict()
         # One descriptor for each file system, because the kernel reports a write-back error once for each descriptor.
         self._sync_descriptors: dict[int, int] = {}
 
     def deliver(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         """Write a batch; the receipts come in its order, after the sync. Never raises OSError."""
-        batch = _Batch(self)
+        batch = Batch(self)
         for at, delivery in enumerate(deliveries):
             try:
                 directories = batch.directories(delivery.maildir, delivery.owner)
@@ -204,12 +208,14 @@ class MaildirWriter:
 
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Give finished drafts their names, durably. Never raises OSError."""
-        batch = _Batch(self)
+        batch = Batch(self)
         for at, draft in enumerate(drafts):
             try:
                 name = names.render_name(draft.unique, draft.disk_octets, draft.wire_octets)
                 batch.note(
-                    at, draft.directories, *_publish(draft.directories, draft.unique, name, may_repeat=draft.may_repeat)
+                    at,
+                    draft.directories,
+                    *publish_name(draft.directories, draft.unique, name, may_repeat=draft.may_repeat),
                 )
             except (OSError, MaildirRefused) as problem:
                 draft.abandon()
@@ -225,7 +231,7 @@ class MaildirWriter:
             os.close(descriptor)
         self._sync_descriptors.clear()
 
-    def _directories(self, path: str, owner: int) -> _Directories:
+    def _directories(self, path: str, owner: int) -> Directories:
         key = (path, owner)
         known = self._open.get(key)
         if known is not None:
@@ -245,7 +251,7 @@ class MaildirWriter:
             if not self._open[key].drafts:
                 self._open.pop(key).close()
 
-    def _sync_descriptor(self, directories: _Directories) -> int:
+    def _sync_descriptor(self, directories: Directories) -> int:
         known = self._sync_descriptors.get(directories.device)
         if known is None:
             known = self._sync_descriptors[directories.device] = os.dup(directories.new)
@@ -258,16 +264,16 @@ class MaildirWriter:
             os.close(descriptor)
 
 
-class _Batch:
+class Batch:
     """The files of one batch between their renaming and their sync."""
 
     def __init__(self, writer: MaildirWriter) -> None:
         self._writer = writer
-        self._seen: dict[tuple[str, int], _Directories | Exception] = {}
+        self._seen: dict[tuple[str, int], Directories | Exception] = {}
         self._receipts: dict[int, Receipt] = {}
-        self._placed: dict[int, list[tuple[int, _Directories, str, bool]]] = {}  # by device
+        self._placed: dict[int, list[Placed]] = {}  # by device
 
-    def directories(self, path: str, owner: int) -> _Directories:
+    def directories(self, path: str, owner: int) -> Directories:
         """Looked at once in a batch, whatever the outcome. Raises what opening raised."""
         found = self._seen.get((path, owner))
         if found is None:
@@ -280,23 +286,27 @@ class _Batch:
             raise found
         return found
 
-    def note(self, at: int, directories: _Directories, name: str, repeated: bool) -> None:
+    def note(self, at: int, directories: Directories, name: str, repeated: bool) -> None:
         self._placed.setdefault(directories.device, []).append((at, directories, name, repeated))
 
     def refuse(self, at: int, problem: OSError | MaildirRefused) -> None:
         self._receipts[at] = refusal(problem)
 
+    def sync(self, placed: Sequence[Placed]) -> None:
+        """Make what was placed on one file system durable. Raises OSError."""
+        self._writer._sync(self._writer._sync_descriptor(placed[0][1]))
+
     def finish(self) -> list[Receipt]:
         for placed in self._placed.values():
             try:
-                self._writer._sync(self._writer._sync_descriptor(placed[0][1]))
+                self.sync(placed)
             except OSError as problem:
                 receipt = refusal(problem)
                 self._writer._forget_sync_descriptor(placed[0][1].device)
                 for at, directories, name, repeated in placed:
-                    _remove(name, directories.new)
+                    remove(name, directories.new)
                     if repeated:
-                        _remove(f"{directories.path}/{names.CUR}/{name}")
+                        remove(f"{directories.path}/{names.CUR}/{name}")
                     self._receipts[at] = receipt
             else:
                 for at, _directories, name, repeated in placed:
@@ -305,7 +315,7 @@ class _Batch:
         return [self._receipts[at] for at in sorted(self._receipts)]
 
 
-def _open_directories(path: str, owner: int, mail_root: str) -> _Directories:
+def _open_directories(path: str, owner: int, mail_root: str) -> Directories:
     try:
         return _open_existing(path, owner)
     except FileNotFoundError:
@@ -313,7 +323,7 @@ def _open_directories(path: str, owner: int, mail_root: str) -> _Directories:
         return _open_existing(path, owner)
 
 
-def _open_existing(path: str, owner: int) -> _Directories:
+def _open_existing(path: str, owner: int) -> Directories:
     top = names.open_directory(path, owner=owner)
     try:
         tmp = names.open_directory(names.TMP, top, owner=owner)
@@ -326,27 +336,27 @@ def _open_existing(path: str, owner: int) -> _Directories:
         os.close(top)
     about_tmp, about_new = os.fstat(tmp), os.fstat(new)
     identity = (about_tmp.st_dev, about_tmp.st_ino), (about_new.st_dev, about_new.st_ino)
-    return _Directories(path, tmp, new, about_new.st_dev, identity)
+    return Directories(path, tmp, new, about_new.st_dev, identity)
 
 
-def _place(directories: _Directories, delivery: Delivery) -> tuple[str, bool]:
+def _place(directories: Directories, delivery: Delivery) -> tuple[str, bool]:
     head, content, unique = delivery.head, delivery.content, delivery.unique
     name = names.render_name(unique, len(head.disk) + len(content.disk), head.wire_octets + content.wire_octets)
-    descriptor = _create(unique, directories.tmp)
+    descriptor = create_draft(unique, directories.tmp)
     try:
         try:
             written = os.writev(descriptor, (head.disk, content.disk))
             if written < len(head.disk) + len(content.disk):
-                _write_all(descriptor, (head.disk + content.disk)[written:])
+                write_all(descriptor, (head.disk + content.disk)[written:])
         finally:
             os.close(descriptor)
-        return _publish(directories, unique, name, may_repeat=delivery.may_repeat)
+        return publish_name(directories, unique, name, may_repeat=delivery.may_repeat)
     except (OSError, MaildirRefused):
-        _remove(unique, directories.tmp)
+        remove(unique, directories.tmp)
         raise
 
 
-def _publish(directories: _Directories, unique: str, name: str, *, may_repeat: bool) -> tuple[str, bool]:
+def publish_name(directories: Directories, unique: str, name: str, *, may_repeat: bool) -> tuple[str, bool]:
     """Rename from tmp/ to new/, unless the same is there. Returns the name, and whether it was there already."""
     if may_repeat:
         for part, earlier in _find_copies(directories, unique, name):
@@ -356,7 +366,7 @@ def _publish(directories: _Directories, unique: str, name: str, *, may_repeat: b
     return name, False
 
 
-def _find_copies(directories: _Directories, unique: str, name: str) -> Iterable[tuple[str, str]]:
+def _find_copies(directories: Directories, unique: str, name: str) -> Iterable[tuple[str, str]]:
     """Where an earlier attempt may have left its file: in new/ under its own name, or wherever a reader put it."""
     yield names.NEW, name
     if directories.copies is None:
@@ -377,7 +387,7 @@ def _listing(path: str) -> list[str]:
         return []
 
 
-def _replace_if_torn(directories: _Directories, unique: str, part: str, earlier: str) -> bool:
+def _replace_if_torn(directories: Directories, unique: str, part: str, earlier: str) -> bool:
     """False when there is no such copy. Else the copy holds the right octets afterwards, and tmp/ is empty of it."""
     try:
         directory = names.open_directory(f"{directories.path}/{part}")
@@ -402,7 +412,10 @@ def _same_octets(name: str, directory: int, other: str, other_directory: int) ->
         open(os.open(other, flags, dir_fd=other_directory), "rb", buffering=0) as theirs,
         open(os.open(name, flags, dir_fd=directory), "rb", buffering=0) as ours,
     ):
-        if os.fstat(ours.fileno()).st_size != os.fstat(theirs.fileno()).st_size:
+        our, their = os.fstat(ours.fileno()), os.fstat(theirs.fileno())
+        if (our.st_dev, our.st_ino) == (their.st_dev, their.st_ino):
+            return True  # a link of the spool's file
+        if our.st_size != their.st_size:
             return False
         while True:
             piece = ours.read(_COMPARE_OCTETS)
@@ -412,7 +425,7 @@ def _same_octets(name: str, directory: int, other: str, other_directory: int) ->
                 return True
 
 
-def _create(name: str, directory: int) -> int:
+def create_draft(name: str, directory: int) -> int:
     try:
         return os.open(name, _CREATE, names.FILE_MODE, dir_fd=directory)
     except FileExistsError:
@@ -421,13 +434,13 @@ def _create(name: str, directory: int) -> int:
         return os.open(name, _CREATE, names.FILE_MODE, dir_fd=directory)
 
 
-def _write_all(descriptor: int, octets: bytes) -> None:
+def write_all(descriptor: int, octets: bytes) -> None:
     written = os.write(descriptor, octets) if octets else 0
     while written < len(octets):  # a short write is how a disk that fills up begins to say so
         written += os.write(descriptor, octets[written:])
 
 
-def _remove(name: str, directory: int | None = None) -> None:
+def remove(name: str, directory: int | None = None) -> None:
     try:
         os.unlink(name, dir_fd=directory)
     except OSError:

@@ -87,8 +87,9 @@ messages = Table(
     _moment("hold_until"),
     _moment("deliver_by"),
     Column("recipient_count", Integer, nullable=False),
-    Column("storage", SmallInteger, nullable=False),  # content.INLINE, FILE or CHUNKS
-    # All octets where storage is INLINE, else the trace fields. Last, so that reading the others skips its overflow pages.
+    Column("storage", SmallInteger, nullable=False),  # content.INLINE, FILE, CHUNKS or MAILDIR
+    # All octets where storage is INLINE, else the trace fields (behind two sizes for MAILDIR: content.parse_maildir_head).
+    # Last, so that reading the others skips its overflow pages.
     Column("head", LargeBinary, nullable=False),
 )
 

@@ -40,12 +40,25 @@ from zope.interface import implementer
 
 from polarismail.store import claims, schema
 from polarismail.store.accepting import Accept, AcceptLane
-from polarismail.store.content import CHUNKS, FILE, INLINE, INLINE_OCTETS, ChunkStore, ContentStore, Draft, FileStore
+from polarismail.store.content import (
+    CHUNKS,
+    FILE,
+    INLINE,
+    INLINE_OCTETS,
+    MAILDIR,
+    ChunkStore,
+    ContentStore,
+    Draft,
+    FileStore,
+    parse_maildir_head,
+)
 from polarismail.store.content_files import ContentFiles
 from polarismail.store.database import Database
 from polarismail.store.interfaces import (
     Committed,
+    Front,
     ISpool,
+    MaildirForm,
     Outcome,
     QueuedMessage,
     QueuedRecipient,
@@ -62,6 +75,7 @@ from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 
 _KEPT_HEADS = 64
 _MOST_OWNED = 100_000
+_KEPT_FORMS = 1000
 
 
 @frozen
@@ -100,6 +114,7 @@ class Spool(QueueOperations):
         self._ids = QueueIds(0)
         self._ids_incarnation = -1
         self._heads: LruCache[str, tuple[int, bytes]] = LruCache(_KEPT_HEADS)
+        self._forms: LruCache[str, bytes] = LruCache(_KEPT_FORMS)  # heads of storage MAILDIR
         self._when_removed: list[Callable[[list[str]], None]] = []
         self._doubtful: list[int] = []
         statements = Statements(database.dialect)
@@ -142,7 +157,7 @@ class Spool(QueueOperations):
 
     # -- accepting
 
-    def draft(self) -> Draft:
+    def draft(self, front: Front | None = None) -> Draft:
         if not self.healthy or self._store is None:
             raise SpoolUnhealthy("the spool takes no mail")
         if self._database.full:
@@ -151,7 +166,7 @@ class Spool(QueueOperations):
         if incarnation != self._ids_incarnation:
             self._ids, self._ids_incarnation = QueueIds(incarnation), incarnation
         queue_id = self._ids.next(self._now())
-        return Draft(queue_id, number_of(queue_id), incarnation, self._store.sink, self._settings.inline_octets)
+        return Draft(queue_id, number_of(queue_id), incarnation, self._store.sink, self._settings.inline_octets, front)
 
     def commit(self, submission: Submission) -> Deferred[Committed | Refused]:
         if not self.healthy:
@@ -171,7 +186,7 @@ class Spool(QueueOperations):
             draft.drop()
             return fail(error)
         answered: Deferred[Committed | Refused] = self._database.submit(self._accept_lane, accept)
-        return answered.addCallbacks(self._accepted, self._not_accepted, (draft,), {}, (draft, accept), {})
+        return answered.addCallbacks(self._accepted, self._not_accepted, (draft, accept), {}, (draft, accept), {})
 
     def _render(self, submission: Submission) -> Accept:
         return Accept(
@@ -182,9 +197,11 @@ class Spool(QueueOperations):
             self._settings.expires_seconds,
         )
 
-    def _accepted(self, answer: Committed | Refused, draft: Draft) -> Committed | Refused:
+    def _accepted(self, answer: Committed | Refused, draft: Draft, accept: Accept) -> Committed | Refused:
         if isinstance(answer, Refused):
             draft.drop()
+        elif accept.storage == MAILDIR:
+            self._forms.put(draft.queue_id, accept.message[-1])
         return answer
 
     def _not_accepted(self, failure: Failure, draft: Draft, accept: Accept) -> Failure:
@@ -289,25 +306,45 @@ class Spool(QueueOperations):
     def read(self, message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
         if message.inline is not None:
             return succeed(message.inline[offset : offset + octets])
+        return self._find_head(message).addCallback(self._read_behind, message, offset, octets)
+
+    def maildir_form(self, message: QueuedMessage) -> Deferred[MaildirForm | None]:
+        if message.storage != MAILDIR:
+            return succeed(None)
+        return self._find_head(message).addCallback(self._to_form, message)
+
+    def _to_form(self, known: tuple[int, bytes], message: QueuedMessage) -> MaildirForm:
+        if self._files is None:
+            raise Unavailable("the spool is closed")
+        front_octets, octets, trace = parse_maildir_head(known[1])
+        return MaildirForm(self._files.path_of(number_of(message.queue_id)), octets, front_octets, trace)
+
+    def _find_head(self, message: QueuedMessage) -> Deferred[tuple[int, bytes]]:
+        """How the content is kept, and what the row keeps of it."""
+        form = self._forms.get(message.queue_id)
+        if form is not None:
+            return succeed((MAILDIR, form))
         known = self._heads.get(message.queue_id)
         if known is not None:
-            return self._read_behind(known, message, offset, octets)
+            return succeed(known)
         messages = schema.messages
         query = select(messages.c.storage, messages.c.head).where(messages.c.id == number_of(message.queue_id))
         found: Deferred[Any] = self._database.read(lambda connection: connection.execute(query).first())
-        return found.addCallback(self._found_head, message, offset, octets)
+        return found.addCallback(self._found_head, message)
 
-    def _found_head(self, row: Any, message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
+    def _found_head(self, row: Any, message: QueuedMessage) -> tuple[int, bytes]:
         if row is None:
-            return fail(Unavailable(f"{message.queue_id} is not in the spool any more"))
+            raise Unavailable(f"{message.queue_id} is not in the spool any more")
         known = (int(row[0]), bytes(row[1]))
         self._heads.put(message.queue_id, known)
-        return self._read_behind(known, message, offset, octets)
+        return known
 
     def _read_behind(
         self, known: tuple[int, bytes], message: QueuedMessage, offset: int, octets: int
     ) -> Deferred[bytes]:
         storage, head = known
+        if storage == MAILDIR:
+            return self._read_form(head, message, offset, octets)
         first = head[offset : offset + octets]
         if storage == INLINE or len(first) == octets:
             return succeed(first)
@@ -321,13 +358,23 @@ class Spool(QueueOperations):
         rest = store.read(number_of(message.queue_id), max(0, offset - len(head)), octets - len(first))
         return rest.addCallback(first.__add__)
 
+    def _read_form(self, head: bytes, message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
+        front_octets, _, trace = parse_maildir_head(head)
+        first = trace[offset : offset + octets]
+        if self._files is None:
+            return fail(Unavailable("the spool is closed"))
+        behind = max(0, offset - len(trace))
+        rest = self._files.read_lines(number_of(message.queue_id), front_octets, behind, octets - len(first))
+        return rest.addCallback(first.__add__)
+
     # -- inside
 
     def _removed(self, messages: Sequence[tuple[str, int]]) -> None:
-        files = [number_of(queue_id) for queue_id, storage in messages if storage == FILE]
+        files = [number_of(queue_id) for queue_id, storage in messages if storage in (FILE, MAILDIR)]
         for queue_id, storage in messages:
             if storage != INLINE:
                 self._heads.drop(queue_id)
+                self._forms.drop(queue_id)
         if files and self._files is not None:
             self._files.remove(files)
         gone = [queue_id for queue_id, _ in messages]

@@ -50,6 +50,7 @@ class Draft:
     """Content in memory that knows its fate."""
 
     queue_id = "0"
+    trace = b""
 
     def __init__(self, world: SmtpWorld) -> None:
         self.world, self.octets, self.abandoned = world, b"", 0

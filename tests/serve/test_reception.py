@@ -25,6 +25,7 @@ END = EndOfData(10)
 
 class Draft:
     queue_id = "0000000000001"
+    trace = b""
     abandoned = False
 
     def head(self, octets: int) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import gatherResults
 
 from polarismail.store.database import Database
-from polarismail.store.interfaces import Committed, Outcome, QueuedRecipient, Submission
+from polarismail.store.interfaces import Committed, Front, Outcome, QueuedRecipient, Submission
 from polarismail.store.spool import Spool, SpoolSettings
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, DsnRequest, Envelope, Recipient, RecipientState, SessionFacts
@@ -62,11 +62,11 @@ class Process:
         method = getattr(self.spool, name)
         return lambda *args, **kwargs: run(method, *args, **kwargs)
 
-    def write(self, *pieces: bytes) -> Any:
+    def write(self, *pieces: bytes, front: Front | None = None) -> Any:
         """A draft with this content, written with back-pressure."""
 
         async def write() -> Any:
-            draft = self.spool.draft()
+            draft = self.spool.draft(front)
             try:
                 for piece in pieces:
                     waits = draft.write(piece)
