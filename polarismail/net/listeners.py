@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from polarismail.net.stream import use_streams
 from polarismail.values.errors import ConfigError
 from polarismail.values.network import NetworkList
 
@@ -120,6 +121,6 @@ def serve(reactor: Any, bound: Iterable[socket.socket], factory: Any) -> list[An
     descriptors of its own."""
     ports = []
     for each in bound:
-        ports.append(reactor.adoptStreamPort(each.fileno(), each.family, factory))
+        ports.append(use_streams(reactor.adoptStreamPort(each.fileno(), each.family, factory)))
         each.close()
     return ports

@@ -26,6 +26,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from polarismail.net.stream import Stream
+
 _EVENTS_A_TURN = 200
 
 
@@ -83,7 +85,7 @@ DEFAULT_SETTINGS = TransportSettings()
 
 @implementer(IHandshakeListener, IPushProducer)
 class Connection(Protocol):
-    """One client. `peer` and `host` are twisted addresses once connected."""
+    """One client. `peer` and `host` are twisted addresses, once connected."""
 
     log = Logger()
     transport: Any
@@ -132,7 +134,7 @@ class Connection(Protocol):
         """
         transport = self.transport
         if self._direct and not (
-            transport.TLS or transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting
+            transport.TLS or transport.dataBuffer or transport._tempDataLen or transport.disconnecting
         ):
             taken = transport.writeSomeData(octets)
             if taken == len(octets):
@@ -164,15 +166,21 @@ class Connection(Protocol):
             if not self._busy:
                 self._settle()
 
+    @property
+    def host(self) -> Any:
+        """Our end's address."""
+        return self.transport.getHost()
+
     # -- what Twisted calls ------------------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        self.peer, self.host = self.transport.getPeer(), self.transport.getHost()
-        if hasattr(self.transport, "setTcpNoDelay"):
-            self.transport.setTcpNoDelay(True)
-        self.transport.registerProducer(self, True)
-        self._direct = isinstance(self.transport, TcpConnection)
-        self._handshaking = ISSLTransport.providedBy(self.transport)
+        transport = self.transport
+        self.peer = transport.getPeer()
+        self._direct = isinstance(transport, TcpConnection)
+        if type(transport) is not Stream and hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)  # a Stream has it from its listening socket
+        transport.registerProducer(self, True)
+        self._handshaking = not self._direct and ISSLTransport.providedBy(transport)
         if self._handshaking:
             self._wait_for_client(self._settings.handshake_seconds)
         self._perform(self._session.connected, self)
@@ -316,6 +324,8 @@ class Connection(Protocol):
         transport.unregisterProducer()
         if self._lingers and self._direct and not transport.TLS:
             transport.loseWriteConnection()
+        elif type(transport) is Stream:
+            transport.finish()
         else:
             transport.loseConnection()
         self._wait_for_client(self._settings.linger_seconds)
