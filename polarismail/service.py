@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybe
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, globalLogPublisher
 
-from polarismail import __version__
+from polarismail import __version__, memory
 from polarismail.config import Config, load
 from polarismail.net import listeners
 from polarismail.net.tls import CertificateStore
@@ -173,6 +173,7 @@ class MailService(Service):
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
+        memory.settle()
         self.telemetry.record_event(
             "started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
         )
