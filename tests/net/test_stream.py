@@ -107,6 +107,7 @@ def test_what_is_read_is_what_was_sent(door: Door) -> None:
 
 def test_finish_says_goodbye_inside_the_call_and_once(door: Door) -> None:
     lost_inside: list[list[str]] = []
+    answered = threading.Event()
 
     def answer(peer: Peer, data: bytes) -> None:
         transport: Any = peer.transport
@@ -116,11 +117,13 @@ def test_finish_says_goodbye_inside_the_call_and_once(door: Door) -> None:
         transport.finish()
         transport.write(b"more")
         transport.loseConnection()
+        answered.set()
 
     door.received = answer
     with door.connect() as client:
         client.sendall(b"x")
         assert read_all(client) == b"bye"
+    assert answered.wait(10)
     assert lost_inside == [["ConnectionDone"]]
     assert door.peers[0].lost == ["ConnectionDone"]
 
@@ -163,4 +166,5 @@ def test_accepted_sockets_do_not_delay_small_writes(door: Door) -> None:
     with door.connect() as client:
         client.sendall(b"x")
         read_all(client)
+    assert door.peers[0].gone.wait(10)
     assert delays == [False]
