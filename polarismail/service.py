@@ -26,6 +26,7 @@ from twisted.logger import Logger, globalLogPublisher
 from polarismail import __version__, memory
 from polarismail.config import Config, load
 from polarismail.net import listeners
+from polarismail.net.polling import poll_plainly
 from polarismail.net.tls import CertificateStore
 from polarismail.options import Options
 from polarismail.parts import Parts
@@ -173,6 +174,7 @@ class MailService(Service):
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             self._ports += listeners.serve(self.reactor, self._bound.pop(listener.name), self.parts.factory(listener))
+        poll_plainly(self.reactor)
         memory.settle()
         self.telemetry.record_event(
             "started", {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
