@@ -20,11 +20,12 @@ from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybe
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, globalLogPublisher
 
-from polarismail import __version__, reloading
+from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared, prepare
 from polarismail.net import listeners
+from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
 from polarismail.parts import Parts
@@ -147,6 +148,8 @@ class MailService(Service):
         for listener in self.config.listeners:
             bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
             self._ports += listeners.serve(self.reactor, bound, factory, shares)
+        poll_plainly(self.reactor)
+        memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
         if place is not None:
             fields["worker"] = place.number

@@ -22,6 +22,7 @@ Others: see `EVENTS`. Ordinary `twisted.logger` events go to the same file throu
 
 from __future__ import annotations
 
+import json.encoder
 import math
 import os
 import threading
@@ -74,8 +75,29 @@ _quote = encode_basestring_ascii
 _names: dict[str, str] = {}
 
 
+def _refuse(value: Any) -> None:
+    raise TypeError
+
+
+# The C encoder behind json.dumps; None where Python was built without.
+_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
+_encode: Any = _make_encoder and _make_encoder(None, _refuse, _quote, None, ":", ",", False, False, False)
+
+
 def render_json(name: str, fields: dict[str, Any], seconds: float) -> str:
     """One event as a JSON object on one line, with its final newline; `seconds` since 1970."""
+    if _encode is not None and fields and SECRETS.isdisjoint(fields):
+        # Nearly every event: short, of plain values. What is short as a whole has no field that must be cut.
+        try:
+            text = "".join(_encode(fields, 0))
+        except (TypeError, ValueError):
+            return _render_piecewise(name, fields, seconds)
+        if len(text) <= FIELD_CHARACTERS and "\x7f" not in text:
+            return f'{{"time":"{_render_time(seconds)}","event":{_quote(name)},{text[1:]}\n'
+    return _render_piecewise(name, fields, seconds)
+
+
+def _render_piecewise(name: str, fields: dict[str, Any], seconds: float) -> str:
     parts = ['{"time":"', _render_time(seconds), '","event":', _quote(name)]
     append = parts.append
     for key, value in fields.items():

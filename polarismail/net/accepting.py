@@ -18,7 +18,6 @@ import resource
 import socket
 from typing import Any
 
-from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor
@@ -26,6 +25,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from polarismail.net.shares import Shares
+from polarismail.net.stream import Stream
 
 RESERVED_DESCRIPTORS = 50
 _A_TURN = 16
@@ -37,22 +37,6 @@ _OF_ONE_CLIENT = {
     errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET,
     errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
 }  # fmt: skip
-
-
-class _Accepted(tcp.Server):
-    """Twisted's transport without the texts that it makes for each connection, and that nobody here reads."""
-
-    logstr = "polarismail"
-    repstr = "<a connection of polarismail>"
-    sessionno = 0
-
-    def __init__(self, accepted: socket.socket, protocol: Any, client: tuple[Any, ...], server: Any, reactor: Any):
-        tcp.Connection.__init__(self, accepted, protocol, reactor)
-        if len(client) != 2:
-            self._addressType = IPv6Address
-        self.server, self.client, self.hostname = server, client, client[0]
-        self.startReading()
-        self.connected = 1
 
 
 @implementer(IListeningPort, IReadDescriptor)
@@ -69,6 +53,7 @@ class Acceptor:
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._told = False
         listening.setblocking(False)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # accepted sockets inherit it
         self.startListening()
 
     # -- IListeningPort
@@ -141,9 +126,7 @@ class Acceptor:
         if protocol is None:
             accepted.close()
             return
-        protocol.makeConnection(
-            _Accepted(accepted, protocol, client[:2] if len(client) == 2 else client, self, self._reactor)
-        )
+        protocol.makeConnection(Stream(accepted, protocol, client, self, 0, self._reactor))
 
     # -- pauses
 

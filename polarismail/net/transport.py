@@ -26,6 +26,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from polarismail.net.stream import Stream
+
 _EVENTS_A_TURN = 200
 
 
@@ -83,7 +85,7 @@ DEFAULT_SETTINGS = TransportSettings()
 
 @implementer(IHandshakeListener, IPushProducer)
 class Connection(Protocol):
-    """One client. `peer` and `host` are twisted addresses once connected."""
+    """One client. `peer` and `host` are twisted addresses, once connected."""
 
     log = Logger()
     transport: Any
@@ -101,6 +103,7 @@ class Connection(Protocol):
         self._handshaking = False
         self._deadline = 0.0
         self._timer: Any = None
+        self._timer_due = 0.0
         self._last_words = b""
         self._direct = False
 
@@ -132,7 +135,7 @@ class Connection(Protocol):
         """
         transport = self.transport
         if self._direct and not (
-            transport.TLS or transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting
+            transport.TLS or transport.dataBuffer or transport._tempDataLen or transport.disconnecting
         ):
             taken = transport.writeSomeData(octets)
             if taken == len(octets):
@@ -164,15 +167,21 @@ class Connection(Protocol):
             if not self._busy:
                 self._settle()
 
+    @property
+    def host(self) -> Any:
+        """Our end's address."""
+        return self.transport.getHost()
+
     # -- what Twisted calls ------------------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        self.peer, self.host = self.transport.getPeer(), self.transport.getHost()
-        if hasattr(self.transport, "setTcpNoDelay"):
-            self.transport.setTcpNoDelay(True)
-        self.transport.registerProducer(self, True)
-        self._direct = isinstance(self.transport, TcpConnection)
-        self._handshaking = ISSLTransport.providedBy(self.transport)
+        transport = self.transport
+        self.peer = transport.getPeer()
+        self._direct = isinstance(transport, TcpConnection)
+        if type(transport) is not Stream and hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)  # a Stream has it from its listening socket
+        transport.registerProducer(self, True)
+        self._handshaking = not self._direct and ISSLTransport.providedBy(transport)
         if self._handshaking:
             self._wait_for_client(self._settings.handshake_seconds)
         self._perform(self._session.connected, self)
@@ -236,39 +245,35 @@ class Connection(Protocol):
     def _pump(self) -> None:
         """Pull and perform events until octets run out, something must be waited for, or others deserve a turn."""
         engine, session = self.engine, self._session
+        self._busy = True
         for _ in range(_EVENTS_A_TURN):
             if self._closing or self._writable is not None or (self._last_words and session.may_end()):
                 break
-            self._busy = True
             try:
                 event = engine.next_event()
                 if event is None:
-                    self._busy = False
                     break
                 awaited = session.do(event)
             except Exception as problem:
                 self._give_up(problem)
                 awaited = None
-            if awaited is None:
-                self._busy = False
-            elif not self._await(awaited):
+            if awaited is not None and not self._await(awaited):
                 return
         else:
-            self._busy = True  # 10,000 pipelined commands are not one turn of the reactor
-            self.flush()
+            self.flush()  # 10,000 pipelined commands are not one turn of the reactor
             self._reactor.callLater(0, self._resume)
             return
+        self._busy = False
         self._settle()
 
     def _await(self, awaited: Awaitable[None]) -> bool:
         """True when it was done at once; else the pump goes on when it is."""
         d: Deferred[Any] = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)  # type: ignore[arg-type]
-        d.addErrback(self._failed)
         if d.called and not d.paused and not isinstance(d.result, Deferred):
-            self._busy = False
+            d.addErrback(self._failed)
             return True
         self.flush()
-        d.addCallback(lambda _: self._resume())
+        d.addCallbacks(self._resume, self._fail_and_resume)
         return False
 
     def _perform(self, function: Any, *args: Any) -> None:
@@ -278,11 +283,13 @@ class Connection(Protocol):
             self._give_up(problem)
             awaited = None
         if awaited is None or self._await(awaited):
-            self._busy = False
             self._pump()
 
-    def _resume(self) -> None:
-        self._busy = False
+    def _resume(self, _: object = None) -> None:
+        self._pump()
+
+    def _fail_and_resume(self, failure: Failure) -> None:
+        self._failed(failure)
         self._pump()
 
     def _settle(self) -> None:
@@ -292,11 +299,13 @@ class Connection(Protocol):
         if self._last_words and not self._closing and self._session.may_end():
             self.send(self._last_words)
             self.close()
-        self.flush()
+        if self._out:
+            self.flush()
         if self._closing:
             self._end()
         elif self._writable is None:
-            self._read_on()
+            if not self._reading:
+                self._read_on()
             if not self._handshaking:
                 self._wait_for_client(self._session.waiting())
 
@@ -316,6 +325,8 @@ class Connection(Protocol):
         transport.unregisterProducer()
         if self._lingers and self._direct and not transport.TLS:
             transport.loseWriteConnection()
+        elif type(transport) is Stream:
+            transport.finish()
         else:
             transport.loseConnection()
         self._wait_for_client(self._settings.linger_seconds)
@@ -335,17 +346,20 @@ class Connection(Protocol):
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
     def _wait_for_client(self, seconds: float) -> None:
-        self._deadline = monotonic() + seconds
-        self._arm()
+        deadline = self._deadline = monotonic() + seconds
+        # One timer that looks again when it fires, instead of one re-armed for each command.
+        if self._timer is None or self._timer_due > deadline + 1:
+            self._arm()
 
     def _arm(self) -> None:
-        # One timer that looks again when it fires, instead of one re-armed for each command.
-        if self._timer is None and not self.closed:
-            self._timer = self._reactor.callLater(max(0.01, self._deadline - monotonic()), self._look)
-        elif self._timer is not None and self._timer.active():
-            due = self._deadline - monotonic()
-            if self._timer.getTime() - self._reactor.seconds() > due + 1:
-                self._timer.reset(max(0.01, due))
+        if self.closed:
+            return
+        seconds = max(0.01, self._deadline - monotonic())
+        self._timer_due = self._deadline
+        if self._timer is None:
+            self._timer = self._reactor.callLater(seconds, self._look)
+        else:
+            self._timer.reset(seconds)
 
     def _look(self) -> None:
         self._timer = None

@@ -43,6 +43,7 @@ from polarismail.values.reply import (
     TOO_MANY_RECIPIENTS,
     TRY_AGAIN,
     Reply,
+    queued_as,
 )
 
 RecordEvent = Callable[[str, dict[str, Any]], None]
@@ -92,7 +93,7 @@ class Reception:
     ) -> tuple[Reply, tuple[Recipient, ...]] | Deferred[tuple[Reply, tuple[Recipient, ...]]]:
         """Whether, and to whom, mail for this forward-path goes: relaying first, then the greylist for strangers."""
         resolution = self._desk.directory.resolve(rcpt.forward_path)
-        if isinstance(resolution, Deferred):
+        if type(resolution) is not Resolution and isinstance(resolution, Deferred):
             resolution.addCallback(self._check_resolved, facts, envelope, rcpt)
             return resolution.addErrback(self._unavailable, (TRY_AGAIN, ()))
         return self._check_resolved(resolution, facts, envelope, rcpt)
@@ -186,7 +187,7 @@ class Reception:
         except Exception:
             # The promise is kept already, and the queue is looked through: anything but 250 would make a second copy.
             self.log.failure("{queue_id}: nobody was told of it", queue_id=message.queue_id)
-        return Reply(250, (2, 0, 0), f"Queued as {message.queue_id}")
+        return queued_as(message.queue_id)
 
     def _doubtful(self, failure: Failure, draft: IDraft) -> Reply:
         # The message may be on disk all the same: 451 makes the client come again, and the copy is counted (DURABILITY).

@@ -128,6 +128,8 @@ class SmtpSession:
         now = monotonic()
         if self._waiting_since is None:
             self._waiting_since = now
+            if self._draft is None:
+                return self._settings.command_seconds
         allowed = self._settings.command_seconds
         if self._draft is not None:
             # It grows with what arrives, so that a whole content comes with at least so many octets a second.
@@ -434,7 +436,8 @@ class SmtpSession:
 
 def _then(result: Any, function: Callable[..., Deferred[None] | None], *args: Any) -> Deferred[None] | None:
     """Go on with a value now, or with a Deferred's value when it comes: the usual case costs no Deferred."""
-    if isinstance(result, Deferred):
+    kind = type(result)
+    if kind is not Reply and kind is not tuple and isinstance(result, Deferred):  # its isinstance takes a detour
         return result.addCallback(function, *args)
     return function(result, *args)
 

@@ -71,7 +71,7 @@ def to_disk(octets: bytes) -> DiskContent:
     """
     # Dropping every CR is nine times as fast as replacing pairs; the counts say whether it was the same.
     disk = octets.replace(b"\r", b"")
-    if disk.count(b"\n") == len(octets) - len(disk):
+    if len(disk) - len(disk.replace(b"\n", b"")) == len(octets) - len(disk):
         return DiskContent(disk, len(octets))
     disk = octets.replace(b"\r\n", b"\n")
     return DiskContent(disk, len(disk) + disk.count(b"\n") - disk.count(b"\r\n"))

@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
-from attrs import asdict
 from sqlalchemy import Connection, Dialect, Table, bindparam, delete, exists, insert, literal_column, select, update
 
 from polarismail.store import schema
@@ -266,10 +266,14 @@ def parse_stored_mailbox(text: str) -> Mailbox:
     return Mailbox(local, domain)
 
 
-@lru_cache(1024)
+_FACTS = tuple(field.name for field in SessionFacts.__attrs_attrs__)
+_facts_of = attrgetter(*_FACTS)
+_render_json = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+
+
 def render_facts(facts: SessionFacts) -> str:
     """A JSON object without the empty ones."""
-    return json.dumps({name: value for name, value in asdict(facts).items() if value}, ensure_ascii=False)
+    return _render_json({name: value for name, value in zip(_FACTS, _facts_of(facts), strict=True) if value})
 
 
 def parse_facts(text: str) -> SessionFacts:

@@ -63,7 +63,9 @@ class Mailbox:
 
     def __str__(self) -> str:
         """As it stands in a path, quoted where it must be."""
-        local = self.local if _DOT_STRING.fullmatch(self.local) else quote(self.local)
+        local = self.local
+        if not local.isalnum() and not _DOT_STRING.fullmatch(local):
+            local = quote(local)
         return f"{local}@{self.domain}" if self.domain else local
 
 

@@ -81,6 +81,10 @@ class Reply:
 
     def __str__(self) -> str:
         """One line, as logs and DSNs show it: `451 4.7.1 Greylisted`."""
+        return self._line
+
+    @cached_property
+    def _line(self) -> str:
         status = " %d.%d.%d" % self.status if self.status else ""
         return f"{self.code}{status} {self.text}".replace("\n", " ").strip()
 
@@ -116,6 +120,15 @@ def _fold(line: str) -> list[str]:
 def parse_rendered(text: str) -> Reply:
     """Read what `str(reply)` wrote, as the spool keeps it. Raises BadReply."""
     return Reply.parse([text.encode()])
+
+
+def queued_as(queue_id: str) -> Reply:
+    """The reply to the end of data of a message that is on stable storage. One is made for each message: letters and digits
+    of our own need no cleaning, so it is born with its octets."""
+    reply = object.__new__(Reply)
+    text = f"Queued as {queue_id}"
+    reply.__dict__.update(code=250, status=(2, 0, 0), text=text, octets=b"250 2.0.0 %s\r\n" % text.encode())
+    return reply
 
 
 OK = Reply(250, (2, 0, 0), "OK")

@@ -28,42 +28,43 @@ class LineProblem(enum.Enum):
 class LineReader:
     """CRLF-strict lines out of a stream, in bounded memory: an over-long line is dropped as it comes.
 
-    `max_octets` counts the CRLF; a line that begins with `long_prefix` (upper case) may have `max_long_octets`.
+    `buffer` is empty when nothing waits; `len()` says how much does. `max_octets` counts the CRLF; a line that begins with
+    `long_prefix` (upper case) may have `max_long_octets`.
     """
 
-    __slots__ = ("_buffer", "_max", "_max_discarded", "_max_long", "_offset", "_prefix", "_skipped")
+    __slots__ = ("_max", "_max_discarded", "_max_long", "_offset", "_prefix", "_skipped", "buffer")
 
     def __init__(self, max_octets: int, *, long_prefix: bytes, max_long_octets: int, max_discarded_octets: int) -> None:
         self._max, self._prefix, self._max_long = max_octets, long_prefix, max_long_octets
         self._max_discarded = max_discarded_octets
-        self._buffer = b""
+        self.buffer = b""
         self._offset = 0
         self._skipped = 0  # octets of an over-long line that are gone already
 
     def __len__(self) -> int:
-        return len(self._buffer) - self._offset
+        return len(self.buffer) - self._offset
 
     def receive(self, octets: bytes) -> None:
         """Append to what waits."""
-        self._buffer = self._buffer[self._offset :] + octets if self._offset < len(self._buffer) else octets
+        self.buffer = self.buffer[self._offset :] + octets if self.buffer else octets
         self._offset = 0
 
     def take(self) -> bytes:
         """Everything that waits, at once."""
-        octets = self._buffer[self._offset :] if self._offset else self._buffer
-        self._buffer, self._offset = b"", 0
+        octets = self.buffer[self._offset :] if self._offset else self.buffer
+        self.buffer, self._offset = b"", 0
         return octets
 
     def drop(self) -> None:
         """Forget everything that waits."""
-        self._buffer, self._offset, self._skipped = b"", 0, 0
+        self.buffer, self._offset, self._skipped = b"", 0, 0
 
     def next_line(self, long: bool = False) -> bytes | LineProblem | None:
         """The next line without its CRLF; None when it has not come yet.
 
         `long`: this line may have `max_long_octets`, and may begin as it likes.
         """
-        buffer, start = self._buffer, self._offset
+        buffer, start = self.buffer, self._offset
         end = buffer.find(b"\n", start)
         if end < 0:
             return self._wait(long)
@@ -77,13 +78,16 @@ class LineReader:
             if problem is not None:
                 self._offset, self._skipped = end + 1, 0
                 return problem
-        self._offset = end + 1
+        if end + 1 == len(buffer):
+            self.buffer, self._offset = b"", 0
+        else:
+            self._offset = end + 1
         return buffer[start : end - 1]
 
     def _wait(self, long: bool) -> LineProblem | None:
-        buffer, start = self._buffer, self._offset
+        buffer, start = self.buffer, self._offset
         if start == len(buffer):
-            self._buffer, self._offset = b"", 0
+            self.buffer, self._offset = b"", 0
             return None
         if buffer[start] == _TLS_HANDSHAKE and not long and not self._skipped:
             return LineProblem.TLS
@@ -92,7 +96,7 @@ class LineReader:
         problem = self._judge_length(length, start, long)
         if problem is LineProblem.TOO_LONG:
             self._skipped = length
-            self._buffer, self._offset = held, 0
+            self.buffer, self._offset = held, 0
             return None
         return problem
 
@@ -101,7 +105,7 @@ class LineReader:
             return LineProblem.ENDLESS
         if not self._skipped:
             prefix = self._prefix
-            if long or self._buffer[start : start + len(prefix)].upper() == prefix:
+            if long or self.buffer[start : start + len(prefix)].upper() == prefix:
                 return LineProblem.TOO_LONG if length > self._max_long - 2 else None
             return LineProblem.TOO_LONG if length > self._max - 2 else None
         return LineProblem.TOO_LONG

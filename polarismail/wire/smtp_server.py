@@ -149,6 +149,8 @@ class SmtpServer:
         event = self._next
         if event is not None:
             self._next = None
+        elif not self._lines.buffer:
+            return None
         elif self.state is State.CONTENT:
             event = self._read_content()
         elif self.state in _READING:
