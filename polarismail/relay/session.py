@@ -17,15 +17,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from polarismail.net.outgoing import Outgoing, endpoint
 from polarismail.net.tls import client_options, describe
-from polarismail.net.writing import write_now, writes_directly
 from polarismail.relay.clients import (
     ClientSettings,
     ConnectFailed,
@@ -69,12 +68,9 @@ async def connect(
     (TLS at once, port 465). `verify`: the certificate must be valid for `host.name`. `credentials`: user and password
     for AUTH. `bind_address`: our address, the egress source. Raises ConnectFailed only.
     """
-    six = ":" in host.address
-    endpoint = (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
-        reactor, host.address, host.port, settings.connect_seconds, (bind_address, 0) if bind_address else None
-    )
+    way = endpoint(reactor, host.address, host.port, settings.connect_seconds, bind_address)
     try:
-        session = await endpoint.connect(Factory.forProtocol(lambda: Session(reactor, host, settings)))
+        session = await way.connect(Factory.forProtocol(lambda: Session(reactor, host, settings)))
         assert isinstance(session, Session)
     except Exception as problem:
         raise ConnectFailed(connect_reply(problem)) from problem
@@ -111,7 +107,7 @@ class Session(Protocol):
         self._ready = self._closed = self._handshaking = self._streaming = False
         self._allowed_for: Step | None = None
         self._allowed_at = -1
-        self._direct = False
+        self._write: Callable[[bytes], None]  # set in connectionMade
         self._deadline = Deadline(reactor, self._timed_out)
 
     # -- what the relay asks -------------------------------------------------------------------------------------------
@@ -356,7 +352,8 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
-        self._direct = writes_directly(self.transport)
+        transport = self.transport
+        self._write = transport.write_now if isinstance(transport, Outgoing) else transport.write
 
     def handshakeCompleted(self) -> None:
         if self._handshaking:
@@ -421,12 +418,6 @@ class Session(Protocol):
             self._write(out)
         if not (self._streaming or self._handshaking):
             self._allow_next()  # those two have deadlines of their own
-
-    def _write(self, octets: bytes) -> None:
-        if self._direct:
-            write_now(self.transport, octets)
-        else:
-            self.transport.write(octets)
 
     def _settle(self, result: Any) -> None:
         waiter, self._waiter = self._waiter, None
