@@ -6,7 +6,7 @@
 - `write_now` hands octets to the kernel at once where nothing waits before them. Twisted's way, to wait until epoll says that
   the socket is writable, costs two epoll_ctl calls and a turn of the reactor for each write.
 
-What the kernel does not take, what is large, and all that is said inside TLS, goes Twisted's way.
+What the kernel does not take, and what is large, goes Twisted's way. What TLS makes of our words is written at once, too.
 Guarantees: the contract of Twisted's transports; octets in order, each once.
 """
 
@@ -18,6 +18,7 @@ from errno import EAGAIN, EINTR, ENOBUFS, EWOULDBLOCK
 from typing import Any
 
 from twisted.internet import main
+from twisted.internet._newtls import startTLS as start_tls
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.posixbase import PosixReactorBase
@@ -37,6 +38,25 @@ _buffer = ctypes.create_string_buffer(_OCTETS)
 _address = ctypes.addressof(_buffer)
 _take = ctypes.string_at
 _errno = ctypes.get_errno
+
+
+def _write_below(transport: Any, octets: bytes) -> None:
+    """Below any TLS: to the kernel where nothing waits, and what it does not take to the buffer."""
+    if not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting or not transport.connected):
+        taken = transport.writeSomeData(octets)
+        if taken == len(octets):
+            return
+        if type(taken) is int and taken > 0:
+            octets = octets[taken:]
+    FileDescriptor.write(transport, octets)
+
+
+class _Below(FileDescriptor):
+    """How TLS writes to the socket below it: its methods are called with the transport in the place of `self`."""
+
+    def write(self, data: bytes) -> None:
+        """See FileDescriptor."""
+        _write_below(self, data)
 
 
 class Outgoing(Client):
@@ -62,13 +82,14 @@ class Outgoing(Client):
 
     def write_now(self, octets: bytes) -> None:
         """Like `write`, sooner. That the connection is gone is found out by the reactor, never inside this call."""
-        if not (self.TLS or self.dataBuffer or self._tempDataBuffer or self.disconnecting or not self.connected):
-            taken = self.writeSomeData(octets)
-            if taken == len(octets):
-                return
-            if type(taken) is int and taken > 0:
-                octets = octets[taken:]
-        self.write(octets)
+        if self.TLS:
+            self.write(octets)
+        else:
+            _write_below(self, octets)
+
+    def startTLS(self, ctx: Any, normal: bool = True) -> None:
+        """See ITLSTransport."""
+        start_tls(self, ctx, normal, _Below)
 
 
 class _OutgoingConnector(Connector):

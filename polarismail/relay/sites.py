@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from polarismail.relay.clients import ClientSettings, ConnectFailed, RemoteHost
 from polarismail.relay.queue import HostMemory, Item, ReadyQueue
+from polarismail.relay.resumption import Resumption
 from polarismail.relay.routing import Destination, Router
 from polarismail.relay.session import Session
 from polarismail.relay.settings import RelaySettings
@@ -92,6 +93,7 @@ class Sites:
         self._unstaffed: dict[str, None] = {}
         self._staffing: Any = None
         self._bad = HostMemory(reactor.seconds, settings.bad_host_seconds)
+        self._resumption = Resumption()
         self._broken_tls = HostMemory(reactor.seconds, settings.broken_tls_seconds)
         self._stopped: list[Deferred[None]] = []
         self.connections = 0
@@ -357,6 +359,11 @@ class Sites:
         is_opportunistic = destination.tls == "opportunistic" and destination.credentials is None
         tls = "none" if is_opportunistic and host in self._broken_tls else destination.tls
         try:
+            try:
+                return await self._connect_once(host, destination, tls)
+            except ConnectFailed as problem:
+                if not problem.resumed:
+                    raise
             return await self._connect_once(host, destination, tls)
         except ConnectFailed as problem:
             if not (problem.tls_broken and is_opportunistic and tls != "none"):
@@ -374,6 +381,7 @@ class Sites:
                 credentials=destination.credentials,
                 tls=tls,
                 verify=destination.verify,
+                resumption=self._resumption,
             )
         except ConnectFailed:
             raise
