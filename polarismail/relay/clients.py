@@ -57,11 +57,12 @@ class ConnectFailed(PolarisError):
     is set it speaks of this address now, not of the mail: try another address, then later.
 
     `tls_broken`: STARTTLS was offered and did not work; where TLS is opportunistic, connect again with `tls="none"`.
+    `resumed`: a TLS handshake failed that offered an earlier session, which is forgotten: connect again, all else alike.
     """
 
-    def __init__(self, reply: Reply, permanent: bool = False, tls_broken: bool = False) -> None:
+    def __init__(self, reply: Reply, permanent: bool = False, tls_broken: bool = False, resumed: bool = False) -> None:
         super().__init__(str(reply))
-        self.reply, self.permanent, self.tls_broken = reply, permanent, tls_broken
+        self.reply, self.permanent, self.tls_broken, self.resumed = reply, permanent, tls_broken, resumed
 
 
 _SECONDS = {

@@ -19,6 +19,7 @@ from typing import Any
 from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -27,6 +28,7 @@ from polarismail.relay.greylisting import Greylist
 from polarismail.relay.handover import HandOver
 from polarismail.relay.maildrops import Maildrops
 from polarismail.relay.mx import Lookup
+from polarismail.relay.pieces import Pieces
 from polarismail.relay.queue import Counts, Hand, Item
 from polarismail.relay.recorder import Compose, Recorder, RecordEvent
 from polarismail.relay.routing import Router
@@ -42,6 +44,10 @@ _SOON_SECONDS = 1.0
 """Least distance of two looks for due mail of which nothing came."""
 _FRESH_SHARE = 0.1
 """This part of the memory is kept free for mail that comes in: retries do not take it."""
+_BUSY_SECONDS = 1.0
+"""So long after new mail there is probably more, which goes before retries."""
+_CLAIM_REST = 4.0
+"""While there is new mail, so many times as long as it took to claim some due mail the rest stays where it is."""
 
 
 class RelayManager(Service):
@@ -75,6 +81,8 @@ class RelayManager(Service):
         self._reactor, self._spool = reactor, spool
         self._hostname, self._record_event, self._now, self._random = hostname, record_event, now, random
         self.settings, self.greylist = settings, greylist
+        self._pieces = Pieces(reactor, self._settle, self._is_busy)
+        self._accepted_at = float("-inf")
         self._router = Router(resolver, self._own_routing(settings), random, reactor.seconds)
         self._hand = Hand(settings.max_recipients_in_memory, settings.max_octets_in_memory)
         self._sites = Sites(
@@ -84,7 +92,7 @@ class RelayManager(Service):
             evolve(settings.client, hostname=hostname),
             connect=connect,
             read=spool.read,
-            settle=self._settle,
+            settle=self._pieces.put,
             limit=connection_limit,
         )
         self.handover: HandOver | None = None
@@ -135,12 +143,14 @@ class RelayManager(Service):
         if self.handover is not None:
             self.handover.stop()
         self._let_go(self._take_waiting(None))
+        self._pieces.finish()
         self._recorder.flush()
         running = DeferredList([self._sites.when_stopped(), self._maildrops.when_idle()])
         await _at_most(self._reactor, running, self.settings.stop_seconds)
         self._closing = True
         self._sites.abort()
         await _at_most(self._reactor, self._sites.when_stopped(), _SOON_SECONDS)
+        self._pieces.finish()
         self._recorder.flush()
         await _at_most(self._reactor, self._recorder.when_idle(), self.settings.stop_seconds)
         self._recorder.stop()
@@ -168,6 +178,7 @@ class RelayManager(Service):
 
     def accepted(self, committed: Committed) -> None:
         """Fresh mail is on stable storage and ours: try it now. Where memory is full, it is left to the database."""
+        self._accepted_at = self._reactor.seconds()
         self._take_over(committed.recipients)
 
     def operator_changed(self, action: str = "", recipients: Sequence[tuple[str, int]] | None = None) -> None:
@@ -209,6 +220,9 @@ class RelayManager(Service):
             by_site=self._sites.overview(),
         )
 
+    def _is_busy(self) -> bool:
+        return bool(0 <= self._reactor.seconds() - self._accepted_at < _BUSY_SECONDS)
+
     def _claim_room(self) -> int:
         return self._hand.room - int(self.settings.max_recipients_in_memory * _FRESH_SHARE)
 
@@ -223,6 +237,7 @@ class RelayManager(Service):
                     self._behind = True  # asked again when there is room
                     break
                 wanted = min(room, self.settings.claim_at_once)
+                began = self._reactor.seconds()
                 claimed = await self._spool.claim(self._now(), wanted)
                 self._look_failing = False
                 if not self.running:
@@ -232,6 +247,9 @@ class RelayManager(Service):
                 if len(claimed) < wanted and not self._look_again:
                     self._wake_at(await self._spool.next_due())
                     break
+                if self._is_busy():  # new mail needs the disk, too
+                    took = self._reactor.seconds() - began
+                    await deferLater(self._reactor, min(took * _CLAIM_REST, _SOON_SECONDS))
         finally:
             self._looking = False
 
@@ -287,7 +305,7 @@ class RelayManager(Service):
         if not items:
             return
         if isinstance(destination, Reply):
-            self._settle(Verdict(items, [destination] * len(items), ""))
+            self._pieces.put(Verdict(items, [destination] * len(items), ""))
         else:
             self._send_on(destination, items)
 

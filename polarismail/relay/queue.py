@@ -10,7 +10,7 @@ Guarantees
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from attrs import define, evolve, field
 
@@ -139,6 +139,11 @@ class ReadyQueue:
         """How many transactions wait, at least."""
         return len(self._fresh) + len(self._retries)
 
+    @property
+    def has_fresh(self) -> bool:
+        """Whether new mail waits."""
+        return bool(self._fresh)
+
     def put(self, item: Item) -> None:
         """Append an item."""
         groups = self._retries if item.recipient.attempts else self._fresh
@@ -160,12 +165,12 @@ class ReadyQueue:
                 return taken
         return []
 
-    def drop(self, queue_ids: Iterable[str] | None) -> list[Item]:
+    def drop(self, queue_ids: Set[str] | None) -> list[Item]:
         """Remove and return the items of these messages; None: all of them."""
         dropped: list[Item] = []
         for groups in (self._fresh, self._retries):
-            for queue_id in list(groups) if queue_ids is None else queue_ids:
-                dropped.extend(groups.pop(queue_id, ()))
+            for queue_id in list(groups) if queue_ids is None else [each for each in groups if each in queue_ids]:
+                dropped.extend(groups.pop(queue_id))
         self._count -= len(dropped)
         return dropped
 

@@ -16,6 +16,15 @@ from attrs import frozen
 from polarismail.relay.classify import Cause
 
 _SHORTEST_SECONDS = 1.0
+_FIRST_WAIT = {
+    Cause.GREYLISTED: "greylisted_seconds",
+    Cause.BUSY: "busy_seconds",
+    Cause.CONNECT: "connect_seconds",
+    Cause.BLOCKED: "blocked_seconds",
+    Cause.DNS: "dns_seconds",
+    Cause.CROWDED: "greylisted_seconds",
+    Cause.OTHER: "other_seconds",
+}
 
 
 @frozen
@@ -39,15 +48,7 @@ class ScheduleSettings:
 
 def wait_seconds(cause: Cause, attempts: int, luck: float, settings: ScheduleSettings) -> float:
     """How long to wait after a deferral. `attempts`: finished before this one; `luck`: random in [0, 1)."""
-    first = {
-        Cause.GREYLISTED: settings.greylisted_seconds,
-        Cause.BUSY: settings.busy_seconds,
-        Cause.CONNECT: settings.connect_seconds,
-        Cause.BLOCKED: settings.blocked_seconds,
-        Cause.DNS: settings.dns_seconds,
-        Cause.CROWDED: settings.greylisted_seconds,
-        Cause.OTHER: settings.other_seconds,
-    }[cause]
+    first: float = getattr(settings, _FIRST_WAIT[cause])
     # The exponent is bounded: growth ** 10,000 overflows a float, and the longest wait is reached long before.
     grown = first * settings.growth ** min(max(attempts, 0), 64)
     return max(_SHORTEST_SECONDS, min(grown * (1.0 + settings.jitter * luck), settings.longest_wait_seconds))

@@ -17,15 +17,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from polarismail.net.outgoing import Outgoing, endpoint
 from polarismail.net.tls import client_options, describe
-from polarismail.net.writing import write_now, writes_directly
 from polarismail.relay.clients import (
     ClientSettings,
     ConnectFailed,
@@ -35,6 +34,7 @@ from polarismail.relay.clients import (
     where,
 )
 from polarismail.relay.deadlines import NEVER, Deadline
+from polarismail.relay.resumption import Resumption
 from polarismail.relay.transactions import (
     CONTENT_UNREADABLE,
     INTERNAL_PROBLEM,
@@ -62,19 +62,18 @@ async def connect(
     credentials: tuple[str, str] | None = None,
     tls: str = "opportunistic",
     verify: bool = False,
+    resumption: Resumption | None = None,
 ) -> Session:
     """Open a session that is ready for `send`.
 
     `tls`: "none"; "opportunistic" (STARTTLS where offered, any certificate); "required" (STARTTLS or nothing); "implicit"
     (TLS at once, port 465). `verify`: the certificate must be valid for `host.name`. `credentials`: user and password
-    for AUTH. `bind_address`: our address, the egress source. Raises ConnectFailed only.
+    for AUTH. `bind_address`: our address, the egress source. `resumption`: keeps TLS sessions from one connection to the
+    next. Raises ConnectFailed only.
     """
-    six = ":" in host.address
-    endpoint = (TCP6ClientEndpoint if six else TCP4ClientEndpoint)(
-        reactor, host.address, host.port, settings.connect_seconds, (bind_address, 0) if bind_address else None
-    )
+    way = endpoint(reactor, host.address, host.port, settings.connect_seconds, bind_address)
     try:
-        session = await endpoint.connect(Factory.forProtocol(lambda: Session(reactor, host, settings)))
+        session = await way.connect(Factory.forProtocol(lambda: Session(reactor, host, settings, resumption)))
         assert isinstance(session, Session)
     except Exception as problem:
         raise ConnectFailed(connect_reply(problem)) from problem
@@ -98,12 +97,15 @@ class Session(Protocol):
     log = Logger()
     transport: Any
 
-    def __init__(self, reactor: Any, host: RemoteHost, settings: ClientSettings) -> None:
+    def __init__(
+        self, reactor: Any, host: RemoteHost, settings: ClientSettings, resumption: Resumption | None = None
+    ) -> None:
         self.host = host
         self.tls = ""
+        self._keeps: Resumption | None = None
         self.transactions = 0
         self.stale = False
-        self._settings = settings
+        self._settings, self._resumption = settings, resumption
         self._engine = SmtpClient(settings.hostname)
         self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
         self._content: tuple[QueuedMessage, Read] | None = None
@@ -111,7 +113,7 @@ class Session(Protocol):
         self._ready = self._closed = self._handshaking = self._streaming = False
         self._allowed_for: Step | None = None
         self._allowed_at = -1
-        self._direct = False
+        self._write: Callable[[bytes], None]  # set in connectionMade
         self._deadline = Deadline(reactor, self._timed_out)
 
     # -- what the relay asks -------------------------------------------------------------------------------------------
@@ -155,6 +157,8 @@ class Session(Protocol):
             self.abort()
             return succeed(None)
         self._ready = False
+        if self._keeps is not None:
+            self._keeps.keep(self.host, self.transport.getHandle())
         self._engine.quit()
         return self._wait().addBoth(lambda _: self._close())
 
@@ -184,7 +188,7 @@ class Session(Protocol):
             try:
                 await self._start_tls(tls, verify)
             except ConnectFailed as problem:
-                raise ConnectFailed(problem.reply, tls_broken=True) from problem
+                raise ConnectFailed(problem.reply, tls_broken=not problem.resumed, resumed=problem.resumed) from problem
         elif tls == "required":
             raise ConnectFailed(local_reply(4, 7, 0, "TLS is required, and the server does not offer STARTTLS"))
         if credentials is not None:
@@ -218,6 +222,10 @@ class Session(Protocol):
     async def _handshake(self, verify: bool) -> None:
         try:
             options = client_options(self.host.name, verify, self._settings.ca_path)
+            resumption = None if verify else self._resumption
+            is_offered = resumption is not None and self.host in resumption
+            if resumption is not None:
+                options = resumption.options(self.host, options)
             self._handshaking = True
             waiter: Deferred[None] = Deferred()  # fires in handshakeCompleted
             self._waiter = waiter
@@ -227,8 +235,15 @@ class Session(Protocol):
             self._handshaking, self._waiter = False, None
             self.log.failure("TLS with {host} could not begin", host=str(self.host))
             raise ConnectFailed(local_reply(4, 7, 5, f"TLS could not begin: {type(problem).__name__}")) from problem
-        await waiter
+        try:
+            await waiter
+        except ConnectFailed as problem:
+            if resumption is None or not is_offered:
+                raise
+            resumption.drop(self.host)
+            raise ConnectFailed(problem.reply, resumed=True) from problem
         self.tls = describe(self.transport)
+        self._keeps = resumption
 
     async def _authenticate(self, user: str, password: str) -> None:
         offered = self._engine.extensions.get("AUTH", "").upper().split()
@@ -356,7 +371,8 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
-        self._direct = writes_directly(self.transport)
+        transport = self.transport
+        self._write = transport.write_now if isinstance(transport, Outgoing) else transport.write
 
     def handshakeCompleted(self) -> None:
         if self._handshaking:
@@ -421,12 +437,6 @@ class Session(Protocol):
             self._write(out)
         if not (self._streaming or self._handshaking):
             self._allow_next()  # those two have deadlines of their own
-
-    def _write(self, octets: bytes) -> None:
-        if self._direct:
-            write_now(self.transport, octets)
-        else:
-            self.transport.write(octets)
 
     def _settle(self, result: Any) -> None:
         waiter, self._waiter = self._waiter, None

@@ -15,7 +15,7 @@ Never
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Any
 
 from attrs import define, field
@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from polarismail.relay.clients import ClientSettings, ConnectFailed, RemoteHost
 from polarismail.relay.queue import HostMemory, Item, ReadyQueue
+from polarismail.relay.resumption import Resumption
 from polarismail.relay.routing import Destination, Router
 from polarismail.relay.session import Session
 from polarismail.relay.settings import RelaySettings
@@ -33,6 +34,8 @@ from polarismail.values.reply import TRY_AGAIN, Reply
 Connect = Callable[..., Awaitable[Session]]
 Read = Callable[[QueuedMessage, int, int], "Deferred[bytes]"]
 MAX_SESSIONS = 2
+_FRESH_SHARE = 0.1
+"""Of all connections, kept free for sites that new mail goes to."""
 
 
 @define
@@ -85,10 +88,12 @@ class Sites:
         self.settings, self.client = settings, client
         self._limit = limit or (lambda wanted: self.settings.connections)
         self._sites: dict[str, Site] = {}
-        self._starved: OrderedDict[str, None] = OrderedDict()  # sites that wait for a free connection
+        # Sites that wait for a free connection: those with new mail, and those with retries alone.
+        self._starved: dict[bool, OrderedDict[str, None]] = {True: OrderedDict(), False: OrderedDict()}
         self._unstaffed: dict[str, None] = {}
         self._staffing: Any = None
         self._bad = HostMemory(reactor.seconds, settings.bad_host_seconds)
+        self._resumption = Resumption()
         self._broken_tls = HostMemory(reactor.seconds, settings.broken_tls_seconds)
         self._stopped: list[Deferred[None]] = []
         self.connections = 0
@@ -124,12 +129,11 @@ class Sites:
             if site is not None:
                 self._staff(site)
 
-    def drop(self, queue_ids: Iterable[str] | None) -> list[Item]:
+    def drop(self, queue_ids: Set[str] | None) -> list[Item]:
         """Take back what waits for a connection: these messages, or None for all."""
-        wanted = None if queue_ids is None else list(queue_ids)
         dropped = []
         for name, site in list(self._sites.items()):
-            dropped += site.queue.drop(wanted)
+            dropped += site.queue.drop(queue_ids)
             if not (site.couriers or len(site.queue)):
                 del self._sites[name]
         return dropped
@@ -158,10 +162,11 @@ class Sites:
 
     def more_connections(self) -> None:
         """There may be more of them than before: serve who waits for one."""
-        while self.running and self._starved and self.connections < self._limit(0):
-            waiting = self._sites.get(self._starved.popitem(last=False)[0])
-            if waiting is not None:
-                self._staff(waiting)
+        for is_fresh, starved in self._starved.items():
+            while self.running and starved and self.connections < self._most(is_fresh, 0):
+                waiting = self._sites.get(starved.popitem(last=False)[0])
+                if waiting is not None:
+                    self._staff(waiting)
 
     def start(self) -> None:
         """Take work, also that which waits already."""
@@ -201,8 +206,9 @@ class Sites:
                 continue
             if site.couriers >= min(site.window, self.settings.connections_per_site):
                 return
-            if self.connections >= self._limit(1):
-                self._starved[site.destination.site] = None
+            is_fresh = site.queue.has_fresh
+            if self.connections >= self._most(is_fresh, 1):
+                self._starved[is_fresh][site.destination.site] = None
                 self._free_one()
                 return
             site.couriers += 1
@@ -211,6 +217,17 @@ class Sites:
             Deferred.fromCoroutine(self._deliver(site)).addErrback(
                 lambda failure: self.log.failure("a courier failed", failure)
             )
+
+    def _most(self, is_fresh: bool, wanted: int) -> int:
+        """How many connections there may be. Retries leave some to new mail, or one night of dead hosts stops it all."""
+        if is_fresh:
+            return self._limit(wanted)
+        kept = int(self._limit(0) * _FRESH_SHARE)
+        return self._limit(wanted + kept if wanted else 0) - kept
+
+    @property
+    def _is_starved(self) -> bool:
+        return bool(self._starved[True] or self._starved[False])
 
     def _free_one(self) -> None:
         """Let an idle connection of another site go: when it has, the starved are served."""
@@ -228,7 +245,7 @@ class Sites:
                 if session is not None and not self._may_serve(session):
                     leaving, session = session, None
                     await self._leave(site, leaving)
-                    if self._starved:
+                    if self._is_starved:
                         break  # it has had its turn
                     continue
                 if session is None:
@@ -243,7 +260,7 @@ class Sites:
                 items = site.queue.take(self.settings.recipients_per_transaction)
                 if items:
                     await self._send(site, session, items)
-                elif self._starved or not await self._wait(site):
+                elif self._is_starved or not await self._wait(site):
                     break
         finally:
             if session is not None:
@@ -342,6 +359,11 @@ class Sites:
         is_opportunistic = destination.tls == "opportunistic" and destination.credentials is None
         tls = "none" if is_opportunistic and host in self._broken_tls else destination.tls
         try:
+            try:
+                return await self._connect_once(host, destination, tls)
+            except ConnectFailed as problem:
+                if not problem.resumed:
+                    raise
             return await self._connect_once(host, destination, tls)
         except ConnectFailed as problem:
             if not (problem.tls_broken and is_opportunistic and tls != "none"):
@@ -359,6 +381,7 @@ class Sites:
                 credentials=destination.credentials,
                 tls=tls,
                 verify=destination.verify,
+                resumption=self._resumption,
             )
         except ConnectFailed:
             raise

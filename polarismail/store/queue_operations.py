@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What an operator does to the queue: look, retry, hold, let go, delete; in pieces, so that mail keeps flowing meanwhile.
 
+No transaction looks at more than some thousand recipients, whatever waits: a filter that meets few of a million is applied
+range by range, on a reader's thread, and the writers' lock is held only for what is found. `counts` alone looks at all.
+
 A recipient that is being tried keeps its owner: a hold lets that attempt finish and count; a retry leaves it alone; a
 delete takes the row from under it, and its outcome changes nothing. Whoever works on recipients hears of each change by
 `on_operator_change`, and gives back what it had in line but had not begun.
@@ -10,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from attrs import frozen
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, tuple_, update
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from polarismail.store import claims, schema
 from polarismail.store.content import CHUNKS, delete_chunks
@@ -26,7 +30,13 @@ from polarismail.values.envelope import RecipientState, SessionFacts, parse_queu
 _messages, _recipients = schema.messages.c, schema.recipients.c
 _KEY = tuple_(_recipients.message_id, _recipients.number)
 _PIECE = 500  # recipients changed by one transaction
+_SCANNED = 5000  # recipients looked at by one
+_START, _LAST = (-1, -1), 1 << 30
+# What was counted is told again for so many times as long as counting took: who asks often must not read all the time.
+_COUNTED_TIMES = 10.0
+_MANY = 50_000  # messages
 
+Key = tuple[int, int]  # message, number of the recipient
 OperatorCallback = Callable[[str, list[tuple[str, int]]], None]
 
 
@@ -77,6 +87,7 @@ class QueueOperations:
     def __init__(self, database: Database, now: Callable[[], float]) -> None:
         self._database, self._now = database, now
         self._callbacks: list[OperatorCallback] = []
+        self._counted: tuple[float, QueueCounts] | None = None
 
     def on_operator_change(self, callback: OperatorCallback) -> None:
         """Call `callback(action, [(queue_id, number), ...])` after each committed change, on the reactor's thread.
@@ -89,23 +100,36 @@ class QueueOperations:
     # -- looking
 
     def counts(self) -> Deferred[QueueCounts]:
-        """How much waits."""
-        return self._database.read(_count)
+        """How much waits; with a million in the queue, up to some seconds ago."""
+        if self._counted is not None and monotonic() < self._counted[0]:
+            return succeed(self._counted[1])
+        self._counted = None
+        began = monotonic()
+
+        def remember(counts: QueueCounts) -> QueueCounts:
+            if counts.messages >= _MANY:
+                self._counted = monotonic() + _COUNTED_TIMES * (monotonic() - began), counts
+            return counts
+
+        return self._database.read(_count).addCallback(remember)
 
     def select(
         self, chosen: QueueFilter | None = None, limit: int = 100, after: str = ""
     ) -> Deferred[list[QueueEntry]]:
         """Messages, oldest first, at most `limit`, those behind the queue id `after`."""
-        conditions = _conditions(chosen or QueueFilter())
-        if after:
-            conditions.append(_recipients.message_id > parse_queue_id(after))
+        chosen = chosen or QueueFilter()
+        return Deferred.fromCoroutine(self._select(chosen, limit, (parse_queue_id(after), _LAST) if after else _START))
 
-        def read(connection: Connection) -> list[QueueEntry]:
-            query = _joined(select(_recipients.message_id).distinct(), conditions)
-            numbers = list(connection.execute(query.order_by(_recipients.message_id).limit(limit)).scalars())
-            return _read_entries(connection, numbers, conditions)
-
-        return self._database.read(read)
+    async def _select(self, chosen: QueueFilter, limit: int, last: Key) -> list[QueueEntry]:
+        found: list[QueueEntry] = []
+        conditions = _conditions(chosen)
+        while True:
+            job = partial(_read_page, conditions=conditions, limit=limit - len(found), last=last, chosen=chosen)
+            entries, end = await self._database.read(job)
+            found += entries
+            if end is None or len(found) >= limit:
+                return found
+            last = end
 
     def show(self, queue_id: str) -> Deferred[QueueEntry | None]:
         """One message with all its recipients; None where it is not in the spool."""
@@ -121,22 +145,23 @@ class QueueOperations:
 
     def retry(self, chosen: QueueFilter) -> Deferred[int]:
         """Make what is queued due now; what somebody has in hand is being tried already."""
-        conditions = [*_conditions(chosen), _recipients.state == RecipientState.QUEUED, _recipients.owner == 0]
-        return self._change("retry", conditions, {"next_attempt": self._now()})
+        conditions = [_recipients.state == RecipientState.QUEUED, _recipients.owner == 0]
+        return self._changing("retry", chosen, conditions, {"next_attempt": self._now()})
 
     def hold(self, chosen: QueueFilter) -> Deferred[int]:
         """Keep what is queued from being tried again, until `unhold`."""
-        conditions = [*_conditions(chosen), _recipients.state == RecipientState.QUEUED]
-        return self._change("hold", conditions, {"state": int(RecipientState.HELD)})
+        return self._changing(
+            "hold", chosen, [_recipients.state == RecipientState.QUEUED], {"state": int(RecipientState.HELD)}
+        )
 
     def unhold(self, chosen: QueueFilter) -> Deferred[int]:
         """Queue again what is on hold, due now."""
-        conditions = [*_conditions(chosen), _recipients.state == RecipientState.HELD]
-        return self._change("unhold", conditions, {"state": int(RecipientState.QUEUED), "next_attempt": self._now()})
+        values = {"state": int(RecipientState.QUEUED), "next_attempt": self._now()}
+        return self._changing("unhold", chosen, [_recipients.state == RecipientState.HELD], values)
 
     def delete(self, chosen: QueueFilter) -> Deferred[int]:
         """Drop recipients, without a DSN; a message leaves with its last one."""
-        return self._change("delete", _conditions(chosen), None)
+        return self._changing("delete", chosen, [], None)
 
     # -- inside
 
@@ -147,32 +172,71 @@ class QueueOperations:
         for callback in self._callbacks:
             callback(action, recipients)
 
-    def _change(
-        self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None
-    ) -> Deferred[int]:
-        return Deferred.fromCoroutine(self._change_all(action, conditions, values))
+    def _changing(self, *arguments: Any) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._change(*arguments))
 
-    async def _change_all(
-        self, action: str, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None
+    async def _change(
+        self, action: str, chosen: QueueFilter, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None
     ) -> int:
-        last, count = (-1, -1), 0
-        while True:
-            job = partial(_change_piece, conditions=conditions, values=values, last=last)
-            keys, left = await self._database.write(job)
+        conditions = [*_conditions(chosen), *conditions]
+        last: Key | None = _START
+        count = 0
+        while last is not None:
+            job = partial(_find_keys, conditions=conditions, last=last, chosen=chosen)
+            keys, last = await self._database.read(job)
             if not keys:
-                return count
-            last, count = keys[-1], count + len(keys)
+                continue
+            keys, left = await self._database.write(partial(_change_piece, conditions, values, keys))
+            count += len(keys)
             if left:
                 self._removed(left)
-            self._changed(action, [(render_queue_id(number), at) for number, at in keys])
+            if keys:
+                self._changed(action, [(render_queue_id(number), at) for number, at in keys])
+        return count
+
+
+def _within(connection: Connection, last: Key, chosen: QueueFilter) -> tuple[list[ColumnElement[bool]], Key | None]:
+    """The conditions for the next recipients behind `last`, so many as one transaction may look at; and the last of them,
+    or None where there are no more. Named messages are few, and found by their key: then it is all at once."""
+    behind = tuple_(*last) < _KEY
+    if chosen.queue_ids:
+        return [behind], None
+    query = select(_recipients.message_id, _recipients.number).where(behind)
+    query = query.order_by(_recipients.message_id, _recipients.number).limit(1).offset(_SCANNED - 1)
+    row = connection.execute(query).first()
+    return ([behind], None) if row is None else ([behind, tuple_(row[0], row[1]) >= _KEY], (row[0], row[1]))
+
+
+def _read_page(
+    connection: Connection, conditions: list[ColumnElement[bool]], limit: int, last: Key, chosen: QueueFilter
+) -> tuple[list[QueueEntry], Key | None]:
+    """Entries, and where to go on."""
+    within, end = _within(connection, last, chosen)
+    query = _joined(select(_recipients.message_id).distinct(), [*conditions, *within])
+    numbers = list(connection.execute(query.order_by(_recipients.message_id).limit(limit)).scalars())
+    if end is not None:
+        # A message is shown with all its recipients that are met, not with those of one range.
+        end = (numbers[-1], _LAST) if numbers and numbers[-1] == end[0] else end
+    return _read_entries(connection, numbers, conditions), end
+
+
+def _find_keys(
+    connection: Connection, conditions: list[ColumnElement[bool]], last: Key, chosen: QueueFilter
+) -> tuple[list[Key], Key | None]:
+    """Keys of the next recipients to change, and where to go on."""
+    within, end = _within(connection, last, chosen)
+    query = _joined(select(_recipients.message_id, _recipients.number), [*conditions, *within])
+    query = query.order_by(_recipients.message_id, _recipients.number).limit(_PIECE)
+    keys = [(row[0], row[1]) for row in connection.execute(query)]
+    return keys, keys[-1] if len(keys) == _PIECE else end
 
 
 def _change_piece(
-    connection: Connection, conditions: list[ColumnElement[bool]], values: dict[str, Any] | None, last: tuple[int, int]
-) -> tuple[list[tuple[int, int]], list[tuple[str, int]]]:
-    """Change the next recipients behind `last`; returns their keys, and the messages that left."""
-    query = _joined(select(_recipients.message_id, _recipients.number), [*conditions, tuple_(*last) < _KEY])
-    query = query.order_by(_recipients.message_id, _recipients.number).limit(_PIECE)
+    conditions: list[ColumnElement[bool]], values: dict[str, Any] | None, found: Sequence[Key], connection: Connection
+) -> tuple[list[Key], list[tuple[str, int]]]:
+    """Change those of the recipients that are still like that; returns their keys, and the messages that left."""
+    query = _joined(select(_recipients.message_id, _recipients.number), [*conditions, _KEY.in_(found)])
+    query = query.order_by(_recipients.message_id, _recipients.number)
     keys = [(row[0], row[1]) for row in connection.execute(query.with_for_update(of=schema.recipients))]
     if not keys:
         return [], []
@@ -236,11 +300,13 @@ def _joined(query: Select[Any], conditions: Sequence[ColumnElement[bool]]) -> Se
 
 def _count(connection: Connection) -> QueueCounts:
     by_state: dict[tuple[int, bool], int] = {}
-    for state, unowned, count in connection.execute(
-        select(_recipients.state, IS_UNOWNED, func.count()).where(IS_OPEN).group_by(_recipients.state, IS_UNOWNED)
-    ):
+    messages = 0
+    # Each message has its first recipient's row for as long as it is there: counting those is one pass instead of a sort.
+    first = func.count().filter(_recipients.number == 0)
+    query = select(_recipients.state, IS_UNOWNED, func.count(), first).group_by(_recipients.state, IS_UNOWNED)
+    for state, unowned, count, firsts in connection.execute(query):
         by_state[state, not unowned] = count
-    messages = connection.execute(select(func.count(func.distinct(_recipients.message_id)))).scalar_one()
+        messages += firsts
     queued, held = int(RecipientState.QUEUED), int(RecipientState.HELD)
     in_hand = by_state.get((queued, True), 0)
     return QueueCounts(

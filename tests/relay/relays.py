@@ -78,7 +78,7 @@ class Relay:
         routing = settings.pop("routing", RoutingSettings(port=self.port, allow_private_targets=True))
         if routing.port == 25:
             routing = evolve(routing, port=self.port, allow_private_targets=True)
-        extra = {"connect": settings.pop("connect")} if "connect" in settings else {}
+        extra = {name: settings.pop(name) for name in ("connect", "bus") if name in settings}
         options = {"routing": routing, "client": CLIENT, "idle_seconds": 0.2, "merge_seconds": 1.0, "stop_seconds": 3.0}
         self.manager = RelayManager(
             reactor,

@@ -7,11 +7,14 @@ import base64
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+from OpenSSL import SSL
 
 from polarismail.net.tls import make_self_signed
+from polarismail.relay.resumption import Resumption
 from polarismail.relay.session import ClientSettings, ConnectFailed, RemoteHost, Session, connect
 from tests.reactor import reactor, run
 from tests.relay.scripted import Peer, Server
@@ -245,3 +248,77 @@ def test_a_password_is_not_said_in_plain_text() -> None:
     with Server(script) as server:
         refused(server, "opportunistic", credentials=SECRET)
     assert heard == [b""]
+
+
+def resumed(reused: bool) -> Callable[[Peer], None]:
+    """A server whose connection must (or must not) go on with an earlier TLS session."""
+
+    def script(peer: Peer) -> None:
+        peer.greet(b"STARTTLS")
+        assert peer.line() == b"STARTTLS"
+        peer.say(b"220 go\r\n")
+        peer.start_tls()
+        assert peer._socket.session_reused is reused
+        peer.introduce(b"8BITMIME")
+        peer.take()
+        assert peer.line() == b"QUIT"
+        peer.say(b"221 bye\r\n")
+
+    return script
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_goes_on_where_it_ended(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    context.maximum_version = version
+    resumption = Resumption()
+
+    with Server(resumed(False), resumed(True), resumed(True), context=context) as server:
+        for _ in range(3):
+            session, code = run(say_one, server, "opportunistic", resumption=resumption)
+            assert code == 250 and session.tls.startswith("TLSv1.")
+            assert len(resumption) == 1
+
+
+def test_a_verified_certificate_is_verified_each_time(context: ssl.SSLContext, certificate: Path) -> None:
+    resumption = Resumption()
+    settings = attrs.evolve(QUICK, ca_path=str(certificate / "ca"))
+    with Server(resumed(False), resumed(False), context=context) as server:
+        for _ in range(2):
+            assert run(say_one, server, "required", settings=settings, verify=True, resumption=resumption)[1] == 250
+    assert len(resumption) == 0
+
+
+def test_a_session_that_is_not_taken_is_no_reason_for_plain_text(context: ssl.SSLContext) -> None:
+    """The handshake fails once, with the session that was offered; the next one offers none."""
+
+    def fails(peer: Peer) -> None:
+        peer.greet(b"STARTTLS")
+        assert peer.line() == b"STARTTLS"
+        peer.say(b"220 go\r\n")
+        peer.some()
+        peer.drop()
+
+    resumption = Resumption()
+    with Server(resumed(False), fails, fails, resumed(False), context=context) as server:
+        assert run(say_one, server, "opportunistic", resumption=resumption)[1] == 250
+        problem = refused(server, "opportunistic", resumption=resumption)
+        assert problem.resumed and not problem.tls_broken
+        assert len(resumption) == 0
+        problem = refused(server, "opportunistic", resumption=resumption)
+        assert problem.tls_broken and not problem.resumed
+        assert run(say_one, server, "opportunistic", resumption=resumption)[1] == 250
+
+
+def test_kept_sessions_are_bounded() -> None:
+    class Handle(SSL.Connection):
+        def __init__(self) -> None:
+            pass
+
+        def get_session(self) -> Any:
+            return object()
+
+    resumption = Resumption(2)
+    hosts = [RemoteHost(f"mx{n}.example.org", "192.0.2.1") for n in range(3)]
+    for host in hosts:
+        resumption.keep(host, Handle())
+    assert [host in resumption for host in hosts] == [False, True, True]
