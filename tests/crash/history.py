@@ -90,6 +90,7 @@ class History:
     messages: dict[int, Message] = field(factory=dict)
     taken: list[Copy] = field(factory=list)
     faults: list[float] = field(factory=list)
+    acknowledged: int = 0  # so far
 
     def begin(self, reverse_path: str, octets: int, *, bare: bool = False, refused: bool = False) -> Message:
         """A new message, with a number of its own."""

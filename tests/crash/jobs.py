@@ -19,7 +19,9 @@ def cut_in_jobs(
     seed: int, cuts: int, jobs: int, workers: int, seconds: float, told: Callable[[int], None]
 ) -> tuple[Verdict, int]:
     """So many cuts, in rounds whose seeds go up from `seed`, for so many seconds at most; (the verdict, cuts made)."""
-    rounds = [(seed + at, min(CUTS_IN_A_ROUND, cuts - first)) for at, first in enumerate(range(0, cuts, CUTS_IN_A_ROUND))]
+    rounds = [
+        (seed + at, min(CUTS_IN_A_ROUND, cuts - first)) for at, first in enumerate(range(0, cuts, CUTS_IN_A_ROUND))
+    ]
     until = time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
     answers: Any = context.Queue()

@@ -112,6 +112,7 @@ class Connection:
         message.answer = {2: Answer.YES, 4: Answer.LATER}.get(code // 100, Answer.NO)
         if message.answer is Answer.YES:
             message.queue_id = self.last.rpartition(" ")[2]
+            self.history.acknowledged += 1
 
     def _on_the_wire(self, message: Message) -> bytes:
         octets = message.content(self.history.seed)
