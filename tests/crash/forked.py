@@ -49,9 +49,10 @@ def _forget_the_supervisor() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    from twisted import internet, logger
     from twisted.internet import epollreactor
     from twisted.logger import _global
+
+    from twisted import internet, logger
 
     logger.globalLogPublisher._observers = []
     _global.globalLogBeginner._temporaryObserver = _global.LimitedHistoryLogObserver()

@@ -66,6 +66,7 @@ async def _work_through(rounds: list[tuple[int, int]], workers: int, until: floa
             try:
                 answers.put(await run.round(seed, cuts, answers.put))
             except Exception as problem:
-                answers.put(Verdict(failures=[f"seed {seed}: {type(problem).__name__}: {problem}"]))
+                run.verdict.failures.append(f"seed {seed}: {type(problem).__name__}: {problem}")
+                answers.put(Verdict(failures=run.verdict.failures[-1:]))
     finally:
         await run.close()

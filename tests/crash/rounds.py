@@ -74,7 +74,10 @@ class Run:
         await self.remote.close()
         self.dns.stop()
         self.lives.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.verdict.failures:
+            print(f"logs and file systems of rounds that failed are kept in {self.folder}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def round(self, seed: int, cuts: int, told: Callable[[int], None] = lambda cuts: None) -> Verdict:
         """One round; `told` hears after each cut. Adds to `verdict`, and returns this round's."""
