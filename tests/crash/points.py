@@ -194,6 +194,7 @@ async def try_point(stage: Stage, seed: int, number: int, what: str, points: Poi
             assert stage.life is not None
             if what == CUT:
                 assert stage.disk is not None
+                stage.life.freeze()
                 stage.disk.lose_power()
             stage.life.kill()
             history.faults.append(time.monotonic())
