@@ -223,7 +223,7 @@ class RelayManager(Service):
                     self._behind = True  # asked again when there is room
                     break
                 wanted = min(room, self.settings.claim_at_once)
-                claimed = await self._spool.claim(self._now(), wanted)
+                claimed = await self._spool.claim(self._now(), wanted, self.settings.schedule.longest_wait_seconds)
                 self._look_failing = False
                 if not self.running:
                     self._give_back(claimed)
