@@ -186,9 +186,9 @@ def _live(order: dict[str, Any], answers: socket.socket) -> None:
     answers.close()
     if order["fresh"]:
         os.execv(sys.executable, [sys.executable, "-c", _START, *order["words"]])
-    from tests.crash.forked import fork_workers
+    from tests.crash.forked import fork_spawners
 
-    fork_workers()
+    fork_spawners()
     sys.argv = [sys.executable, *order["words"]]
     from twisted.scripts.twistd import run
 

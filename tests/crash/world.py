@@ -152,7 +152,9 @@ class World:
         """When those that wait will be tried, by the server's clock."""
         connection = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True, timeout=10)
         try:
-            return [float(each[0]) for each in connection.execute("SELECT next_attempt FROM recipients WHERE state < 10")]
+            return [
+                float(each[0]) for each in connection.execute("SELECT next_attempt FROM recipients WHERE state < 10")
+            ]
         finally:
             connection.close()
 

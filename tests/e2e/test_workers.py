@@ -93,7 +93,9 @@ def test_one_worker_alone_speaks_to_a_site(
     """Mail for one site comes in on both workers and goes out from one; the other hands it over."""
     sink = make_helper("sink")
     dns = make_helper("dns", dict(ZONE))
-    server = make_server(workers=2, dns_port=dns.port, remote_port=sink.port, relay_extra="idle_seconds = 90.0\n").start()
+    server = make_server(
+        workers=2, dns_port=dns.port, remote_port=sink.port, relay_extra="idle_seconds = 90.0\n"
+    ).start()
     workers_of(server)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.smtp("submission", "ann@here.test")) for _ in range(6)]
@@ -153,7 +155,9 @@ def test_a_worker_that_dies_is_replaced_and_its_mail_goes_on(
             client.sendmail("ann@here.test", ["zoe@there.test"], MAIL)
     dns.write(dict(ZONE))
     os.kill(before[0]["pid"], signal.SIGKILL)
-    wait_until(lambda: {each["pid"] for each in workers_of(server)} != {each["pid"] for each in before}, "another worker")
+    wait_until(
+        lambda: {each["pid"] for each in workers_of(server)} != {each["pid"] for each in before}, "another worker"
+    )
     server.command("queue", "retry", "--all")
     wait_until(lambda: len(sink.received()) >= 8, "eight messages at the sink", 60)
     wait_until(lambda: not server.json("queue", "list"), "the queue to empty")

@@ -199,6 +199,7 @@ def test_a_message_without_recipients_is_not_taken(process: Process) -> None:
         process.commit(Submission(process.write(b"x"), Envelope(SENDER, ()), FACTS, TRACE))
     assert is_empty(process)
 
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_nobody_waits_for_a_clock_that_was_ahead(place: Place, restarted: bool) -> None:
     """HOSTILE E5: the clock is put right by a year; what was to be tried in ten minutes of the old time is due now."""
@@ -214,7 +215,6 @@ def test_nobody_waits_for_a_clock_that_was_ahead(place: Place, restarted: bool) 
     assert process.claim(process.clock, 10, 10_000.0) == []
     process.clock -= 365 * 86_400
     assert len(process.claim(process.clock, 10, 10_000.0)) == 2
-
 
 
 def test_a_message_leaves_with_its_last_recipient(process: Process) -> None:
