@@ -4,9 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+CRASH_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help run test lint types bench interop docs changes dist clean
+.PHONY: help run test lint types bench crash interop docs changes dist clean
 
 help:
 	@echo "make run      a complete server on loopback, in ./var"
@@ -42,6 +43,11 @@ interop: .venv/test
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Every test of the folder in its long version, then thousands of power cuts. Without root it says that it shows nothing.
+crash: .venv/test
+	POLARISMAIL_CRASH=long $(BIN)/python -m pytest tests/crash -q -rs $(PYTEST_ARGS)
+	$(BIN)/python -m tests.crash $(CRASH_ARGS)
 
 docs: .venv/docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

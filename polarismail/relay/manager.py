@@ -238,7 +238,7 @@ class RelayManager(Service):
                     break
                 wanted = min(room, self.settings.claim_at_once)
                 began = self._reactor.seconds()
-                claimed = await self._spool.claim(self._now(), wanted)
+                claimed = await self._spool.claim(self._now(), wanted, self.settings.schedule.longest_wait_seconds)
                 self._look_failing = False
                 if not self.running:
                     self._give_back(claimed)

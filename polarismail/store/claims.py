@@ -54,6 +54,15 @@ def claim(connection: Connection, owner: int, now: float, limit: int) -> list[Qu
     return claimed
 
 
+def clamp(connection: Connection, now: float, longest_wait_seconds: float) -> None:
+    """Make due at once what would wait longer than anybody waits: its time is of a clock that was ahead (HOSTILE E5)."""
+    connection.execute(
+        update(schema.recipients)
+        .where(IS_QUEUED, IS_UNOWNED, _recipients.next_attempt > now + longest_wait_seconds)
+        .values(next_attempt=now)
+    )
+
+
 def release(
     connection: Connection, statements: Statements, owner: int, recipients: Sequence[tuple[int, int, int]]
 ) -> None:

@@ -158,8 +158,11 @@ class ISpool(Interface):
         """Put it on stable storage. Once this fires with Committed, a power cut cannot undo it. A failure means that the
         outcome is in doubt: answer 451 and close."""
 
-    def claim(now: float, limit: int) -> Deferred[list[QueuedRecipient]]:
-        """Due recipients (QUEUED, next_attempt <= now, owned by nobody alive), oldest due first; they are ours now."""
+    def claim(now: float, limit: int, longest_wait_seconds: float | None = None) -> Deferred[list[QueuedRecipient]]:
+        """Due recipients (QUEUED, next_attempt <= now, owned by nobody alive), oldest due first; they are ours now.
+
+        Nobody waits longer than `longest_wait_seconds`: where the clock was put back, what was to wait for hours or years
+        of the old time is due now (HOSTILE E5)."""
 
     def next_due() -> Deferred[float | None]:
         """When the next unclaimed recipient is due, in seconds since 1970; None when none waits."""

@@ -117,6 +117,7 @@ class Spool(QueueOperations):
         self._forms: LruCache[str, bytes] = LruCache(_KEPT_FORMS)  # heads of storage MAILDIR
         self._when_removed: list[Callable[[list[str]], None]] = []
         self._doubtful: list[int] = []
+        self._last_claim = float("inf")
         statements = Statements(database.dialect)
         self._statements = statements
         self._accept_lane = AcceptLane(statements, lambda: database.incarnation)
@@ -218,12 +219,18 @@ class Spool(QueueOperations):
 
     # -- the queue
 
-    def claim(self, now: float, limit: int) -> Deferred[list[QueuedRecipient]]:
+    def claim(
+        self, now: float, limit: int, longest_wait_seconds: float | None = None
+    ) -> Deferred[list[QueuedRecipient]]:
         if not self.healthy:
             return fail(SpoolUnhealthy("what is delivered now could not be recorded"))
         doubtful, self._doubtful = self._doubtful, []
+        # The first time, and whenever the wall clock went back.
+        went_back, self._last_claim = now < self._last_claim, now
 
         def claim(connection: Connection) -> list[QueuedRecipient]:
+            if went_back and longest_wait_seconds is not None:
+                claims.clamp(connection, now, longest_wait_seconds)
             if doubtful:
                 claims.release_messages(connection, doubtful, self._database.incarnation)
             return claims.claim(connection, self._database.incarnation, now, limit)

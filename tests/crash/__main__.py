@@ -14,9 +14,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import multiprocessing
 import os
 import random
 import sys
@@ -27,8 +25,7 @@ from attrs import asdict, fields_dict
 
 from polarismail.config import Config
 from tests.crash import disk, points
-from tests.crash.history import Verdict
-from tests.crash.rounds import CUTS_IN_A_ROUND, Run, Settings
+from tests.crash.jobs import cut_in_jobs
 
 
 def main() -> int:
@@ -52,7 +49,7 @@ def main() -> int:
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 30)
     began = time.monotonic()
     print(f"power cuts: {chosen.cuts}, seeds from {seed}, workers = {chosen.workers}", flush=True)
-    verdict, cuts = _cut(seed, chosen)
+    verdict, cuts = cut_in_jobs(seed, chosen.cuts, chosen.jobs, chosen.workers, chosen.seconds, _tell)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": seed,
@@ -90,65 +87,6 @@ def _print_cuts(result: dict[str, Any]) -> None:
 
 def _tell(count: int) -> None:
     print("." * count, end="", flush=True)
-
-
-def _cut(seed: int, chosen: argparse.Namespace) -> tuple[Verdict, int]:
-    """Rounds in as many processes as there are jobs; each takes the next seed until there were enough cuts."""
-    rounds = [(seed + at, min(CUTS_IN_A_ROUND, chosen.cuts - first)) for at, first in _rounds(chosen.cuts)]
-    deadline = time.monotonic() + chosen.seconds
-    jobs = min(chosen.jobs, len(rounds))
-    context = multiprocessing.get_context("spawn")
-    answers: Any = context.Queue()
-    shares = [rounds[at::jobs] for at in range(jobs)]
-    processes = [
-        context.Process(target=_work, args=(at, share, chosen.workers, deadline - time.monotonic(), answers))
-        for at, share in enumerate(shares)
-    ]
-    for process in processes:
-        process.start()
-    verdict, cuts, left = Verdict(), 0, len(processes)
-    while left:
-        kind, value = answers.get()
-        if kind == "cut":
-            cuts += 1
-            _tell(1)
-            if not cuts % 100:
-                print(f" {cuts}", flush=True)
-        elif kind == "round":
-            verdict.add(value)
-        else:
-            left -= 1
-    for process in processes:
-        process.join()
-    return verdict, cuts
-
-
-def _rounds(cuts: int) -> list[tuple[int, int]]:
-    return list(enumerate(range(0, cuts, CUTS_IN_A_ROUND)))
-
-
-def _work(job: int, rounds: list[tuple[int, int]], workers: int, seconds: float, answers: Any) -> None:
-    # free_port() gives each of pytest-xdist's workers ports of its own; these are such workers.
-    os.environ["PYTEST_XDIST_WORKER"] = f"gw{job}"
-    until = time.monotonic() + seconds
-
-    async def work() -> None:
-        run = await Run.prepare(Settings(workers=workers))
-        try:
-            for seed, cuts in rounds:
-                if time.monotonic() >= until:
-                    return
-                try:
-                    answers.put(("round", await run.round(seed, cuts, lambda _: answers.put(("cut", 1)))))
-                except Exception as problem:
-                    answers.put(("round", Verdict(failures=[f"seed {seed}: {type(problem).__name__}: {problem}"])))
-        finally:
-            await run.close()
-
-    try:
-        asyncio.run(work())
-    finally:
-        answers.put(("done", None))
 
 
 if __name__ == "__main__":

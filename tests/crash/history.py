@@ -41,6 +41,7 @@ class Message:
     strangers: list[str] = field(factory=list)  # those with a 5yz
     answer: Answer = Answer.UNSENT
     queue_id: str = ""
+    moment: float = 0.0  # when the answer was read
 
     def content(self, seed: int) -> bytes:
         """What a reader must find, with CRLF line ends. The same for the same seed."""
@@ -90,6 +91,7 @@ class History:
     messages: dict[int, Message] = field(factory=dict)
     taken: list[Copy] = field(factory=list)
     faults: list[float] = field(factory=list)
+    acknowledged: int = 0  # so far
 
     def begin(self, reverse_path: str, octets: int, *, bare: bool = False, refused: bool = False) -> Message:
         """A new message, with a number of its own."""
@@ -159,7 +161,7 @@ def judge(history: History, places: Places, *, open_seconds: float = 5.0) -> Ver
     for (number, recipient), count in places.reports.items():
         found[number, recipient] += ["report"] * count
     for message in history.messages.values():
-        _judge_message(message, found, places, verdict)
+        _judge_message(message, found, places, verdict, history.faults)
     _judge_repetitions(history, found, places, verdict, open_seconds)
     known = {(message.number, each) for message in history.messages.values() for each in message.recipients}
     for key in found.keys() - known:
@@ -172,7 +174,13 @@ def judge(history: History, places: Places, *, open_seconds: float = 5.0) -> Ver
     return verdict
 
 
-def _judge_message(message: Message, found: dict[tuple[int, str], list[str]], places: Places, verdict: Verdict) -> None:
+def _judge_message(
+    message: Message,
+    found: dict[tuple[int, str], list[str]],
+    places: Places,
+    verdict: Verdict,
+    faults: list[float],
+) -> None:
     there = {each for each in message.recipients if (message.number, each) in found}
     there |= {each for each in message.recipients if (message.queue_id, each) in places.queued}
     missing = set(message.recipients) - there
@@ -185,7 +193,10 @@ def _judge_message(message: Message, found: dict[tuple[int, str], list[str]], pl
         verdict.promises += len(message.recipients)
         verdict.lost += len(missing)
         if missing:
-            verdict.failures.append(f"LOST: {name} for {sorted(missing)}; is there for {sorted(there)}")
+            before = [fault - message.moment for fault in faults if fault >= message.moment][:1]
+            verdict.failures.append(
+                f"LOST: {name} for {sorted(missing)}; is there for {sorted(there)}; answered {before} s before a fault"
+            )
     elif message.answer in (Answer.NO, Answer.UNSENT):
         if there:
             verdict.failures.append(f"{name} had the answer {message.answer.value!r}, yet is there for {sorted(there)}")

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ class Life:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Not one more instruction of any of its threads. Returns when that is so; calls into the kernel may still end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGSTOP)
+            while not all(_is_stopped(pid) for pid in _family(self.pid)):
+                time.sleep(0.0005)
+
     def wait(self) -> int:
         """Wait until it has ended; its exit status, negative for a signal. Whatever it leaves behind is killed."""
         if self._status is None:
@@ -55,6 +63,26 @@ class Life:
         """SIGTERM, and wait; the exit status."""
         os.kill(self.pid, signal.SIGTERM)
         return self.wait()
+
+
+def _family(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return found
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether each thread is stopped, dead, or inside a call that it cannot leave but to stop."""
+    try:
+        return all(
+            path.read_text().rpartition(")")[2].split()[0] in "TtDZX"
+            for path in Path(f"/proc/{pid}/task").glob("*/stat")
+        )
+    except OSError:
+        return True  # gone
 
 
 class Lives:
@@ -158,6 +186,9 @@ def _live(order: dict[str, Any], answers: socket.socket) -> None:
     answers.close()
     if order["fresh"]:
         os.execv(sys.executable, [sys.executable, "-c", _START, *order["words"]])
+    from tests.crash.forked import fork_spawners
+
+    fork_spawners()
     sys.argv = [sys.executable, *order["words"]]
     from twisted.scripts.twistd import run
 

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 
 from attrs import define, field
@@ -112,6 +113,8 @@ class Connection:
         message.answer = {2: Answer.YES, 4: Answer.LATER}.get(code // 100, Answer.NO)
         if message.answer is Answer.YES:
             message.queue_id = self.last.rpartition(" ")[2]
+            message.moment = time.monotonic()
+            self.history.acknowledged += 1
 
     def _on_the_wire(self, message: Message) -> bytes:
         octets = message.content(self.history.seed)

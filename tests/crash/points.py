@@ -127,12 +127,14 @@ class Theatre:
         await self.remote.listen()
         return self
 
-    def stage(self, workers: int = 1, extra: str = "", path: Path | None = None, **disk_options: int) -> Stage:
-        """A server on an ext4 of its own, or on `path`."""
+    def stage(
+        self, workers: int = 1, path: Path | None = None, inodes: int | None = None, relay: str = "", schedule: str = ""
+    ) -> Stage:
+        """A server on an ext4 of its own, or on `path`. `relay`, `schedule`: keys of those tables."""
         disk = None
         beside = self.folder / f"stage-{len(self._worlds)}"
         if path is None:
-            disk = Disk(beside, **disk_options)
+            disk = Disk(beside, inodes=inodes)
             disk.mount()
             self._disks.append(disk)
             path = disk.path
@@ -144,7 +146,8 @@ class Theatre:
             dns_port=self.dns.port,
             remote_port=self.remote.port,
             workers=workers,
-            extra=extra,
+            relay=relay,
+            schedule=schedule,
         )
         self._worlds.append(world)
         if disk is not None:
@@ -194,6 +197,7 @@ async def try_point(stage: Stage, seed: int, number: int, what: str, points: Poi
             assert stage.life is not None
             if what == CUT:
                 assert stage.disk is not None
+                stage.life.freeze()
                 stage.disk.lose_power()
             stage.life.kill()
             history.faults.append(time.monotonic())

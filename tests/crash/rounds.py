@@ -38,7 +38,8 @@ class Settings:
     workers: int = 1
     clients: int = 6
     fresh_share: float = 0.04
-    longest_seconds: float = 0.3  # from the greeting to the cut
+    most_messages: int = 80  # acknowledged between a greeting and the cut
+    longest_seconds: float = 1.0  # from the one to the other
     megaoctets: int = 384
     careless: str = ""  # see Lives.begin
 
@@ -73,7 +74,10 @@ class Run:
         await self.remote.close()
         self.dns.stop()
         self.lives.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.verdict.failures:
+            print(f"logs and file systems of rounds that failed are kept in {self.folder}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def round(self, seed: int, cuts: int, told: Callable[[int], None] = lambda cuts: None) -> Verdict:
         """One round; `told` hears after each cut. Adds to `verdict`, and returns this round's."""
@@ -150,8 +154,13 @@ class Round:
             await asyncio.sleep(self._random.uniform(0, 0.2))  # it is not up yet, or just so
             return
         await self._wait(self._greeted.wait(), "a greeting")
-        # Squared: more of the moments soon after the start, when what was left is being delivered again.
-        await asyncio.sleep(self._settings.longest_seconds * self._random.random() ** 2)
+        # Counted in messages, so that a busy machine sees as much as an idle one. Squared: more of the moments are soon
+        # after the start, when what was left is being delivered again.
+        goal = self.history.acknowledged + int(self._settings.most_messages * self._random.random() ** 2)
+        until = time.monotonic() + self._settings.longest_seconds
+        while self.history.acknowledged < goal and time.monotonic() < until:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02 * self._random.random())
 
     def _cut(self, later: float) -> None:
         if self._random.random() < 0.3:
@@ -161,6 +170,10 @@ class Round:
         status = life.ended()
         if status is not None:
             raise AssertionError(f"the server ended by itself, with status {status}:\n{self.world.printed()}")
+        # The processor stops with the disk: what a thread would do, or say, after a sync that was cut in two is not done.
+        # Measured on Linux 6.18, three processes that append and fdatasync, 400 cuts: without this, 80 of 1,200 were told 0 by
+        # an fdatasync that the shutdown overtook, and its octets were gone; with it none.
+        life.freeze()
         self._disk.lose_power()
         life.kill()
         self.history.faults.append(time.monotonic())

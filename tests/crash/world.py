@@ -41,19 +41,23 @@ class World:
         remote_port: int,
         workers: int = 1,
         extra: str = "",
-        database_url: str = "",
+        relay: str = "",
+        schedule: str = "",
     ) -> None:
         self.path, self.lives, self.log = path, lives, beside / "twistd.log"
         self.events, self.config = beside / "events.log", beside / "polarismail.toml"
         self.ports = {"mx": free_port(), "submission": free_port()}
         self.clock_offset = 0.0
         self.life: Life | None = None
-        self.config.write_text(self._configuration(beside, dns_port, remote_port, workers, database_url) + extra)
+        text = self._configuration(beside, dns_port, remote_port, workers) + relay
+        causes = ("greylisted", "busy", "connect", "blocked", "dns", "other")
+        text += "[relay.schedule]\n" + (schedule or "".join(f"{cause}_seconds = 2.0\n" for cause in causes))
+        self.config.write_text(text + extra)
         for folder in ("state", "state/spool", "mail"):
             (path / folder).mkdir(exist_ok=True)
         self._maildirs = self._make_accounts()
 
-    def _configuration(self, beside: Path, dns_port: int, remote_port: int, workers: int, database_url: str) -> str:
+    def _configuration(self, beside: Path, dns_port: int, remote_port: int, workers: int) -> str:
         text = 'hostname = "mail.here.test"\n'
         if workers != 1:
             if "workers" not in fields_dict(Config):
@@ -66,14 +70,10 @@ class World:
             )
         text += f'[paths]\nstate = "{self.path}/state"\nspool = "{self.path}/state/spool"\nmail = "{self.path}/mail"\n'
         text += f'control_socket = "{beside}/control"\n[log]\nfile = "{self.events}"\n'
-        text += f'[database]\nurl = "{database_url}"\n' if database_url else ""
         text += "[auth.passwords]\nmemory_kib = 64\niterations = 1\n[greylisting]\nenabled = false\n"
         text += f'[dns]\nservers = ["127.0.0.1:{dns_port}"]\n[transport]\ndrain_seconds = 5.0\n'
         text += f"[relay]\nport = {remote_port}\nallow_private_targets = true\nmerge_seconds = 0.2\n"
-        text += "retry_record_seconds = 0.5\n[relay.schedule]\n"
-        for cause in ("greylisted", "busy", "connect", "blocked", "dns", "other"):
-            text += f"{cause}_seconds = 2.0\n"
-        return text
+        return text + "retry_record_seconds = 0.5\n"
 
     def _make_accounts(self) -> dict[str, Path]:
         config = load(str(self.config))
@@ -145,6 +145,16 @@ class World:
         connection = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True, timeout=10)
         try:
             return connection.execute("SELECT message_id, forward_path FROM recipients WHERE state < 10").fetchall()
+        finally:
+            connection.close()
+
+    def due_times(self) -> list[float]:
+        """When those that wait will be tried, by the server's clock."""
+        connection = sqlite3.connect(f"file:{self._database}?mode=ro", uri=True, timeout=10)
+        try:
+            return [
+                float(each[0]) for each in connection.execute("SELECT next_attempt FROM recipients WHERE state < 10")
+            ]
         finally:
             connection.close()
 

@@ -200,6 +200,23 @@ def test_a_message_without_recipients_is_not_taken(process: Process) -> None:
     assert is_empty(process)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_nobody_waits_for_a_clock_that_was_ahead(place: Place, restarted: bool) -> None:
+    """HOSTILE E5: the clock is put right by a year; what was to be tried in ten minutes of the old time is due now."""
+    process = place.open()
+    for wait in (600, 5000):
+        committed = process.accept()
+        process.record([later(committed.recipients[0], process.clock + wait)])
+    assert process.claim(process.clock, 10, 14_400.0) == []
+    if restarted:
+        process.stop()
+        process = place.open()
+    process.clock -= 4_800  # five thousand are still within the longest wait of 10,000, and stay what they are
+    assert process.claim(process.clock, 10, 10_000.0) == []
+    process.clock -= 365 * 86_400
+    assert len(process.claim(process.clock, 10, 10_000.0)) == 2
+
+
 def test_a_message_leaves_with_its_last_recipient(process: Process) -> None:
     left: list[list[str]] = []
     process.spool.when_removed(left.append)
