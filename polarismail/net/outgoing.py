@@ -12,43 +12,15 @@ Guarantees: the contract of Twisted's transports; octets in order, each once.
 
 from __future__ import annotations
 
-import ctypes
-import socket
-from errno import EAGAIN, EINTR, ENOBUFS, EWOULDBLOCK
 from typing import Any
 
-from twisted.internet import main
 from twisted.internet._newtls import startTLS as start_tls
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.tcp import Client, Connector
 
-_OCTETS = FileDescriptor.bufferSize
-_SMALL_OCTETS = 16384  # what is larger is copied while others may run
-_AGAIN = frozenset({EAGAIN, EWOULDBLOCK, EINTR, ENOBUFS})
-
-# PyDLL, unlike CDLL, keeps the interpreter during the call.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_recv, _send = _libc.recv, _libc.send
-_recv.argtypes, _recv.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
-_send.argtypes, _send.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
-# One buffer for all: what was read is copied out before anything else happens.
-_buffer = ctypes.create_string_buffer(_OCTETS)
-_address = ctypes.addressof(_buffer)
-_take = ctypes.string_at
-_errno = ctypes.get_errno
-
-
-def _write_below(transport: Any, octets: bytes) -> None:
-    """Below any TLS: to the kernel where nothing waits, and what it does not take to the buffer."""
-    if not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting or not transport.connected):
-        taken = transport.writeSomeData(octets)
-        if taken == len(octets):
-            return
-        if type(taken) is int and taken > 0:
-            octets = octets[taken:]
-    FileDescriptor.write(transport, octets)
+from polarismail.net import kernel
 
 
 class _Below(FileDescriptor):
@@ -56,7 +28,7 @@ class _Below(FileDescriptor):
 
     def write(self, data: bytes) -> None:
         """See FileDescriptor."""
-        _write_below(self, data)
+        kernel.write_at_once(self, data)
 
 
 class Outgoing(Client):
@@ -64,28 +36,18 @@ class Outgoing(Client):
 
     def doRead(self) -> Any:
         """See IReadDescriptor."""
-        octets = _recv(self.fileno(), _address, _OCTETS, 0)
-        if octets > 0:
-            return self._dataReceived(_take(_address, octets))
-        if octets == 0:
-            return main.CONNECTION_DONE
-        return None if _errno() in _AGAIN else main.CONNECTION_LOST
+        return kernel.receive(self.fileno(), self._dataReceived)
 
     def writeSomeData(self, data: Any) -> Any:
-        """See FileDescriptor: how many octets were taken, or an exception."""
-        if type(data) is not bytes or len(data) > _SMALL_OCTETS:
-            return Client.writeSomeData(self, data)
-        taken = _send(self.fileno(), data, len(data), socket.MSG_NOSIGNAL)
-        if taken >= 0:
-            return taken
-        return 0 if _errno() in _AGAIN else main.CONNECTION_LOST
+        """See FileDescriptor."""
+        return kernel.send(self, data, Client.writeSomeData)
 
     def write_now(self, octets: bytes) -> None:
         """Like `write`, sooner. That the connection is gone is found out by the reactor, never inside this call."""
         if self.TLS:
             self.write(octets)
         else:
-            _write_below(self, octets)
+            kernel.write_at_once(self, octets)
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:
         """See ITLSTransport."""

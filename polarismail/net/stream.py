@@ -16,32 +16,16 @@ Guarantees: the order of octets; `connectionLost` once. Never: reads or writes a
 
 from __future__ import annotations
 
-import ctypes
-import socket
-from errno import EAGAIN, EINTR, ENOBUFS, EWOULDBLOCK
 from typing import Any
 
 from twisted.internet import main
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv6Address
 from twisted.internet.tcp import Server
 from twisted.python.failure import Failure
 
-_OCTETS = FileDescriptor.bufferSize
-_SMALL_OCTETS = 16384  # what is larger is copied while others may run
-_DONE = Failure(main.CONNECTION_DONE)
-_AGAIN = frozenset({EAGAIN, EWOULDBLOCK, EINTR, ENOBUFS})
+from polarismail.net import kernel
 
-# PyDLL, unlike CDLL, keeps the interpreter during the call.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_recv, _send = _libc.recv, _libc.send
-_recv.argtypes, _recv.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
-_send.argtypes, _send.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
-# One buffer for all: what was read is copied out before anything else happens.
-_buffer = ctypes.create_string_buffer(_OCTETS)
-_address = ctypes.addressof(_buffer)
-_take = ctypes.string_at
-_errno = ctypes.get_errno
+_DONE = Failure(main.CONNECTION_DONE)
 
 
 class Stream(Server):
@@ -72,22 +56,11 @@ class Stream(Server):
 
     def doRead(self) -> Any:
         """See IReadDescriptor."""
-        octets = _recv(self.fileno(), _address, _OCTETS, 0)
-        if octets > 0:
-            self.protocol.dataReceived(_take(_address, octets))
-            return None
-        if octets == 0:
-            return main.CONNECTION_DONE
-        return None if _errno() in _AGAIN else main.CONNECTION_LOST
+        return kernel.receive(self.fileno(), self.protocol.dataReceived)
 
     def writeSomeData(self, data: Any) -> Any:
-        """See FileDescriptor: how many octets were taken, or an exception."""
-        if type(data) is not bytes or len(data) > _SMALL_OCTETS:
-            return Server.writeSomeData(self, data)
-        taken = _send(self.fileno(), data, len(data), socket.MSG_NOSIGNAL)
-        if taken >= 0:
-            return taken
-        return 0 if _errno() in _AGAIN else main.CONNECTION_LOST
+        """See FileDescriptor."""
+        return kernel.send(self, data, Server.writeSomeData)
 
     def write(self, data: bytes) -> None:
         """See ITransport."""
@@ -96,7 +69,7 @@ class Stream(Server):
                 inside: Any = self.protocol
                 inside.write(data)
         else:
-            write_at_once(self, data)
+            kernel.write_at_once(self, data)
 
     def finish(self) -> None:
         """Close now where nothing waits to be written, else once it is. `connectionLost` may follow inside this call."""
@@ -117,15 +90,3 @@ class Stream(Server):
             self.socket.close()
         else:
             Server._closeSocket(self, orderly)
-
-
-def write_at_once(stream: Any, data: bytes) -> None:
-    """Write below any TLS: to the kernel where nothing waits, and what it does not take to the buffer."""
-    if data and stream.connected and not (stream.dataBuffer or stream._tempDataLen or stream._writeDisconnecting):
-        taken = stream.writeSomeData(data)
-        if taken == len(data):
-            return
-        # An error shows again when the reactor writes, and is reported from there: never inside a call of the protocol's.
-        if type(taken) is int and taken > 0:
-            data = data[taken:]
-    FileDescriptor.write(stream, data)
