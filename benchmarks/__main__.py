@@ -66,11 +66,12 @@ def main() -> None:
                 update=update,
             )
             lines += found
-    results = read_results(arguments.json)
-    print(render_table(results))
-    if arguments.csv:
-        arguments.csv.write_text(render_csv(results))
-        arguments.csv.with_name(f"{arguments.csv.stem}-gauges.csv").write_text(render_csv(results, gauges=True))
+        # Before the directory is emptied, which takes its time.
+        results = read_results(arguments.json)
+        print(render_table(results))
+        if arguments.csv:
+            arguments.csv.write_text(render_csv(results))
+            arguments.csv.with_name(f"{arguments.csv.stem}-gauges.csv").write_text(render_csv(results, gauges=True))
     if missed := [line.row for line in lines if line.met is False]:
         sys.exit(f"below what is asked: {', '.join(dict.fromkeys(missed))}")
 

@@ -49,11 +49,11 @@ class Connections:
                     certificate=certificate,
                     extra=_LIMITS,
                 ),
-                max(50, int(self.ours * bench.scale)),
+                self.ours,
             ),
             (
                 Postfix(bench.place(self.name, "postfix"), port=bench.port + 10, certificate=certificate),
-                max(20, int(self.theirs * bench.scale)),
+                max(50, int(self.theirs * bench.scale)),
             ),
         ]
         figures: dict[str, float] = {}

@@ -51,12 +51,17 @@ def measure(peer: Peer, count: int, work: Callable[[], tuple[float, float, float
 
 
 def run_rounds(
-    bench: Bench, row: str, peers: list[Peer], count: int, work: Callable[[Peer, int], tuple[float, float, float]]
+    bench: Bench,
+    row: str,
+    peers: list[Peer],
+    count: int,
+    work: Callable[[Peer, int], tuple[float, float, float]],
+    warm_up: int = 20,
 ) -> dict[str, list[Sample]]:
-    """A warm-up, then all rounds. Raises RoundFailed."""
+    """A warm-up of a quarter of a round, or of `warm_up` messages, then all rounds. Raises RoundFailed."""
     for peer in peers:
         bench.say(f"{row}: {peer.name}: warm-up")
-        work(peer, max(20, count // 4))
+        work(peer, max(warm_up, count // 4))
     samples: dict[str, list[Sample]] = {peer.name: [] for peer in peers}
     for at in range(bench.rounds):
         for peer in peers if at % 2 == 0 else reversed(peers):
