@@ -136,10 +136,10 @@ class LocalDelivery:
             job = self._job(recipients[at], account, owner)
             if isinstance(job, Receipt):
                 receipts[at] = job
+            elif job.recipient.message.storage == MAILDIR and self._find_form is not None:
+                files[at] = job
             elif job.recipient.message.size <= self._settings.small_octets:
                 small[at] = job
-            elif job.message.storage == MAILDIR and self._find_form is not None:
-                files[at] = job
             else:
                 large.setdefault(job.message.queue_id, {})[at] = job
         waiting = [self._deliver_small(small)] if small else []
