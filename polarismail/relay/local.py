@@ -131,14 +131,15 @@ class LocalDelivery:
         small: dict[int, Job] = {}
         large: dict[str, dict[int, Job]] = {}
         files: dict[int, Job] = {}
+        owner = os.geteuid()
         for at, account in enumerate(await self._accounts(recipients)):
-            job = self._job(recipients[at], account)
+            job = self._job(recipients[at], account, owner)
             if isinstance(job, Receipt):
                 receipts[at] = job
-            elif job.message.size <= self._settings.small_octets:
-                small[at] = job
-            elif job.message.storage == MAILDIR and self._find_form is not None:
+            elif job.recipient.message.storage == MAILDIR and self._find_form is not None:
                 files[at] = job
+            elif job.recipient.message.size <= self._settings.small_octets:
+                small[at] = job
             else:
                 large.setdefault(job.message.queue_id, {})[at] = job
         waiting = [self._deliver_small(small)] if small else []
@@ -165,14 +166,13 @@ class LocalDelivery:
             self.log.failure("an account could not be looked up", failure)
         return Receipt(TRY_AGAIN)
 
-    def _job(self, recipient: QueuedRecipient, account: Account | Receipt | None) -> Job | Receipt:
+    def _job(self, recipient: QueuedRecipient, account: Account | Receipt | None, owner: int) -> Job | Receipt:
         if isinstance(account, Receipt):
             return account
         if account is None:
             return Receipt(UNKNOWN_RECIPIENT)
         if not account.active:
             return Receipt(DISABLED)
-        owner = os.geteuid()
         try:
             if account.uid is not None and account.uid != owner:
                 raise MaildirRefused(f"it belongs to uid {account.uid}, and the server runs as uid {owner}")
@@ -190,9 +190,10 @@ class LocalDelivery:
     def _deliver_small(self, jobs: dict[int, Job]) -> Deferred[Receipts]:
         contents: dict[str, bytes] = {}
         for job in jobs.values():
-            if job.message.inline is None:
+            message = job.recipient.message
+            if message.inline is None:
                 return Deferred.fromCoroutine(self._read_and_deliver(jobs)).addErrback(self._failed, jobs)
-            contents[job.message.queue_id] = job.message.inline
+            contents[message.queue_id] = message.inline
         return self._batches.perform(jobs, contents).addErrback(self._failed, jobs)
 
     async def _read_and_deliver(self, jobs: dict[int, Job]) -> Receipts:

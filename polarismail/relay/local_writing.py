@@ -56,26 +56,32 @@ def _own_fields_on_disk(reverse_path: ReversePath, forward_path: Mailbox) -> Dis
 
 def loops(recipient: QueuedRecipient, head: bytes) -> bool:
     """Whether the message says that it has been in this mailbox before (HOSTILE 5)."""
-    if not has_field(head, b"delivered-to"):
-        return False
+    return has_field(head, b"delivered-to") and _loops(recipient, head)
+
+
+def _loops(recipient: QueuedRecipient, head: bytes) -> bool:
     ours = str(recipient.forward_path).lower().encode("utf-8", "replace")
     return any(value.lower() == ours for value in field_values(head, b"delivered-to"))
 
 
 def write_small(writer: MaildirWriter, jobs: list[Job], contents: Contents) -> list[Receipt]:
     """Write a batch of small messages; receipts in the order of `jobs`."""
-    on_disk: dict[str, DiskContent] = {}
+    # What is the same for all recipients of a message is found out once.
+    known: dict[str, tuple[DiskContent, bool]] = {}
     receipts: list[Receipt | None] = []
     deliveries = []
     for job in jobs:
-        queue_id = job.message.queue_id
-        if loops(job.recipient, contents[queue_id]):
+        message = job.recipient.message
+        queue_id = message.queue_id
+        shared = known.get(queue_id)
+        if shared is None:
+            octets = contents[queue_id]
+            shared = known[queue_id] = to_disk(octets), has_field(octets, b"delivered-to")
+        content, may_loop = shared
+        if may_loop and _loops(job.recipient, contents[queue_id]):
             receipts.append(Receipt(LOOP))
             continue
-        content = on_disk.get(queue_id)
-        if content is None:
-            content = on_disk[queue_id] = to_disk(contents[queue_id])
-        head = _own_fields_on_disk(job.message.reverse_path, job.recipient.forward_path)
+        head = _own_fields_on_disk(message.reverse_path, job.recipient.forward_path)
         deliveries.append(Delivery(job.maildir, job.owner, job.unique, head, content, job.may_repeat))
         receipts.append(None)
     written = iter(writer.deliver(deliveries))

@@ -53,7 +53,8 @@ class Maildrops:
     def put(self, recipient: QueuedRecipient) -> None:
         """Deliver in the next turn of the reactor, so that what one group commit accepted is one batch; under load a little
         later, so that batches stay few."""
-        if recipient.message.size > self.settings.large_octets:
+        message = recipient.message
+        if message.size > self.settings.large_octets or message.storage == MAILDIR:
             self._large.append(recipient)
         elif recipient.attempts:
             self._retries.append(recipient)

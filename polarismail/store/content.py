@@ -28,6 +28,9 @@ INLINE, FILE, CHUNKS, MAILDIR = 0, 1, 2, 3
 """messages.storage: numbers are the database's, never renumber."""
 
 INLINE_OCTETS = 65536
+LINK_OCTETS = 32768
+"""From here on a content for one maildrop is a file all the same: a link costs what a row of so many octets costs, and halves
+what is written (40 KB: 1.15 octets to the disk for each octet instead of 2.4, at the same CPU)."""
 CHUNK_OCTETS = 65536
 HEAD_OCTETS = 65536
 _HIGH_WATER_OCTETS = 65536
@@ -231,11 +234,15 @@ class Draft:
         sink: Callable[[int, bytes | None], Sink],
         inline_octets: int,
         front: Front | None = None,
+        link_octets: int | None = None,
     ) -> None:
+        """`link_octets`: more than that is not INLINE where there is a front that is not empty."""
         self.queue_id, self.number, self.incarnation = queue_id, number, incarnation
         self.size = 0
         self.trace = b""
         self._make_sink, self._inline_octets, self._front = sink, inline_octets, front
+        self._link_octets = inline_octets if front is None or link_octets is None else link_octets
+        self._fields: tuple[bytes, bytes] | None = None
         self._pending: list[bytes] = []
         self._pending_octets = self._flying_octets = 0
         self._head = b""
@@ -248,7 +255,7 @@ class Draft:
 
     @property
     def storage(self) -> int:
-        """INLINE, FILE or CHUNKS: known once it is finished."""
+        """INLINE, FILE, CHUNKS or MAILDIR: known once it is finished."""
         return INLINE if self._sink is None else self._sink.storage
 
     def octets(self, before: bytes = b"") -> bytes:
@@ -268,10 +275,12 @@ class Draft:
         self._pending.append(octets)
         self._pending_octets += len(octets)
         if self._sink is None:
-            if self.size <= self._inline_octets:
+            if self._is_inline():
                 return None
             self._head = b"".join(self._pending)[:HEAD_OCTETS]
             self._sink = self._begin_sink()
+        elif len(self._head) < HEAD_OCTETS:
+            self._head += octets[: HEAD_OCTETS - len(self._head)]
         if self._pending_octets + self._flying_octets <= _HIGH_WATER_OCTETS:
             return None
         # Not before: a hand-over to a thread and back costs more than the write itself, so that few and large ones are wanted.
@@ -313,10 +322,20 @@ class Draft:
         if self._sink is not None and not self.in_doubt:
             self._sink.discard()
 
+    def _is_inline(self) -> bool:
+        if self.size > self._inline_octets:
+            return False
+        return self.size <= self._link_octets or not any(self._ask_front())
+
+    def _ask_front(self) -> tuple[bytes, bytes]:
+        if self._fields is None:
+            self._fields = self._front(self.queue_id) if self._front is not None else (b"", b"")
+        return self._fields
+
     def _begin_sink(self) -> Sink:
         if self._front is None:
             return self._make_sink(self.number, None)
-        own, trace = self._front(self.queue_id)
+        own, trace = self._ask_front()
         sink = self._make_sink(self.number, own + trace)
         if sink.storage == MAILDIR:
             self.trace = trace

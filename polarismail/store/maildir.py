@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import stat
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -77,7 +78,12 @@ def key_of(name: str) -> str:
 
 def render_unique(key: str, hostname: str) -> str:
     """The name without sizes. `/` and `:` never get into it, whatever the host is called."""
-    return f"{key}.{_HOST_JUNK.sub('_', hostname)[:100] or 'localhost'}"
+    return f"{key}.{_render_host(hostname)}"
+
+
+@lru_cache(maxsize=16)
+def _render_host(hostname: str) -> str:
+    return _HOST_JUNK.sub("_", hostname)[:100] or "localhost"
 
 
 def render_name(unique: str, disk_octets: int, wire_octets: int) -> str:
@@ -98,6 +104,7 @@ def hash_uidl(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
 
 
+@lru_cache(maxsize=10_000)
 def locate(mail_root: str, maildir: str) -> str:
     """The absolute path of an account's maildir. Raises MaildirRefused for a path that climbs or holds NUL."""
     if not maildir or "\0" in maildir or ".." in maildir.split("/"):

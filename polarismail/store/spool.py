@@ -45,6 +45,7 @@ from polarismail.store.content import (
     FILE,
     INLINE,
     INLINE_OCTETS,
+    LINK_OCTETS,
     MAILDIR,
     ChunkStore,
     ContentStore,
@@ -167,7 +168,9 @@ class Spool(QueueOperations):
         if incarnation != self._ids_incarnation:
             self._ids, self._ids_incarnation = QueueIds(incarnation), incarnation
         queue_id = self._ids.next(self._now())
-        return Draft(queue_id, number_of(queue_id), incarnation, self._store.sink, self._settings.inline_octets, front)
+        inline_octets, store = self._settings.inline_octets, self._store
+        link_octets = min(inline_octets, LINK_OCTETS) if store.storage == FILE else inline_octets
+        return Draft(queue_id, number_of(queue_id), incarnation, store.sink, inline_octets, front, link_octets)
 
     def commit(self, submission: Submission) -> Deferred[Committed | Refused]:
         if not self.healthy:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polarismail.store.content import CHUNKS, INLINE, MAILDIR
+from polarismail.store.content import CHUNKS, INLINE, INLINE_OCTETS, LINK_OCTETS, MAILDIR
 from polarismail.store.interfaces import Committed, Submission
+from polarismail.store.spool import SpoolSettings
 from tests.databases import KINDS
 from tests.store.spools import FACTS, TRACE, Place, Process, done, envelope, open_place
 
@@ -119,3 +120,24 @@ def test_any_part_may_be_read_at_any_time(accepted: tuple[Process, Any], parts: 
     process, message = accepted
     for offset, octets in parts:
         assert process.read(message, offset, octets) == (TRACE + LARGE)[offset : offset + octets]
+
+
+@pytest.mark.parametrize(("octets", "several", "expected"), [
+    (LINK_OCTETS, False, INLINE), (LINK_OCTETS + 1, False, MAILDIR), (LINK_OCTETS + 1, True, INLINE),
+    (INLINE_OCTETS, True, INLINE), (INLINE_OCTETS + 1, True, MAILDIR),
+])  # fmt: skip
+def test_from_where_on_it_is_a_file(here: Place, octets: int, several: bool, expected: int) -> None:
+    process = here.open()
+    draft = process.write(b"x" * (octets - 2), b"\r\n", front=(lambda queue_id: (b"", b"")) if several else front)
+    assert len(draft.head(10**9)) == min(octets, 65_536)
+    committed = process.commit(Submission(draft, envelope(), FACTS, draft.trace or TRACE))
+    assert committed.message.storage == expected
+    assert process.read_all(committed.message) == TRACE + b"x" * (octets - 2) + b"\r\n"
+
+
+def test_rows_are_not_begun_sooner_for_a_front(place: Place) -> None:
+    process = place.open(SpoolSettings(content="rows"))
+    content = b"x" * 50_000 + b"\r\n"
+    message = accept(process, content).message
+    assert message.storage == INLINE
+    assert process.read_all(message) == TRACE + content
