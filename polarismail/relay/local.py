@@ -41,6 +41,7 @@ DISABLED = Reply(450, (4, 2, 1), "Mailbox is disabled, try again later")
 
 ReadContent = Callable[[QueuedMessage, int, int], "Deferred[bytes]"]
 FindForm = Callable[[QueuedMessage], "Deferred[MaildirForm | None]"]
+_DELIVERED = RecipientState.DELIVERED
 _ALARM_SECONDS = 60.0
 _ALARMS = 100
 
@@ -305,7 +306,7 @@ class LocalDelivery:
     def _outcome(self, recipient: QueuedRecipient, receipt: Receipt) -> Outcome:
         reply = receipt.reply
         if reply.is_positive:
-            return Outcome(recipient, RecipientState.DELIVERED, str(reply), remote="local")
+            return Outcome(recipient, _DELIVERED, str(reply), remote="local")
         if receipt.alarm:
             self._alarm(recipient, reply)
         if reply.is_permanent:

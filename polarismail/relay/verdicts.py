@@ -23,6 +23,9 @@ _EVENTS = {
     RecipientState.EXPIRED: "expired",
 }
 
+_QUEUED = RecipientState.QUEUED
+_REPORTED = (RecipientState.FAILED, RecipientState.EXPIRED)
+
 
 def judge(
     recipient: QueuedRecipient,
@@ -55,9 +58,7 @@ def judge(
 
 def needs_report(outcome: Outcome) -> bool:
     """Whether the sender must hear of it: a failure, an expiry, a long delay; never behind a null reverse-path."""
-    if outcome.recipient.message.reverse_path is None:
-        return False
-    return outcome.warned or outcome.state in (RecipientState.FAILED, RecipientState.EXPIRED)
+    return (outcome.warned or outcome.state in _REPORTED) and outcome.recipient.message.reverse_path is not None
 
 
 def describe(outcome: Outcome, now: float, waited: float = 0.0, sending: float = 0.0) -> tuple[str, dict[str, Any]]:
@@ -75,7 +76,7 @@ def describe(outcome: Outcome, now: float, waited: float = 0.0, sending: float =
         fields["original"] = str(recipient.original)
     if waited or sending:
         fields["waited_seconds"], fields["sending_seconds"] = round(waited, 3), round(sending, 3)
-    if outcome.state is RecipientState.QUEUED:
+    if outcome.state is _QUEUED:
         fields["next_attempt"] = outcome.next_attempt
         fields["attempts"] = recipient.attempts + 1
     return _EVENTS.get(outcome.state, "deferred"), fields

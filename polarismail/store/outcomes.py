@@ -21,6 +21,7 @@ from polarismail.store.interfaces import Committed, Outcome, QueuedMessage
 from polarismail.store.statements import Driver, Statements, number_of
 from polarismail.values.envelope import RecipientState
 
+_FIRST_FINAL = RecipientState.DELIVERED
 Fence = tuple[int, int, int, int]  # message, number, owner, epoch
 
 
@@ -100,7 +101,7 @@ class RecordLane:
         for outcome in outcomes:
             recipient = outcome.recipient
             fence = (number_of(recipient.message.queue_id), recipient.number, owner, recipient.epoch)
-            if outcome.state >= RecipientState.DELIVERED:
+            if outcome.state >= _FIRST_FINAL:
                 released.setdefault(recipient.message.queue_id, []).append((outcome, fence))
             else:
                 deferred.append(_deferral(outcome, fence))
@@ -149,7 +150,7 @@ class RecordLane:
                 recipient = outcome.recipient
                 message = recipient.message
                 fence = (number_of(message.queue_id), recipient.number, owner, recipient.epoch)
-                if outcome.state >= RecipientState.DELIVERED:
+                if outcome.state >= _FIRST_FINAL:
                     changed = driver.run(self._statements.finish, _finish(outcome, fence))
                     if changed and self._leave(driver, message):
                         left.append(message)

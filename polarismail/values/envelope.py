@@ -74,6 +74,9 @@ class QueueIds:
         return render_queue_id((self._last_tick & 0xFFFFFFFFFF) << 23 | self._node | self._counter)
 
 
+_FIRST_FINAL = 10
+
+
 class RecipientState(enum.IntEnum):
     """Where one recipient of a spooled message stands. Numbers are the database's: never renumber.
 
@@ -93,7 +96,7 @@ class RecipientState(enum.IntEnum):
     @property
     def is_final(self) -> bool:
         """True when nothing more will happen for this recipient."""
-        return self >= RecipientState.DELIVERED
+        return self >= _FIRST_FINAL
 
 
 @frozen
