@@ -113,6 +113,8 @@ class RelayManager(Service):
             merge_seconds=settings.merge_seconds,
             retry_seconds=settings.retry_record_seconds,
         )
+        self._outcomes: list[Outcome] = []  # of this turn
+        self._recording: Any = None
         self._finding: dict[str, list[Item]] = {}  # by next hop, while its site is looked up
         self._maildrops = Maildrops(reactor, local.deliver, settings, self._settle_local)
         self._listens = False
@@ -144,6 +146,7 @@ class RelayManager(Service):
             self.handover.stop()
         self._let_go(self._take_waiting(None))
         self._pieces.finish()
+        self._record()
         self._recorder.flush()
         running = DeferredList([self._sites.when_stopped(), self._maildrops.when_idle()])
         await _at_most(self._reactor, running, self.settings.stop_seconds)
@@ -151,6 +154,7 @@ class RelayManager(Service):
         self._sites.abort()
         await _at_most(self._reactor, self._sites.when_stopped(), _SOON_SECONDS)
         self._pieces.finish()
+        self._record()
         self._recorder.flush()
         await _at_most(self._reactor, self._recorder.when_idle(), self.settings.stop_seconds)
         self._recorder.stop()
@@ -348,8 +352,20 @@ class RelayManager(Service):
             waited = max(0.0, seconds - item.since - verdict.sending_seconds)
             self._record_event(*describe(outcome, now, waited, verdict.sending_seconds))
             outcomes.append(outcome)
-        self._let_go(returned)
-        self._recorder.put(outcomes)
+        if returned:
+            self._let_go(returned)
+        self._outcomes += outcomes
+        if self._recording is None:
+            # The verdicts of one turn of the reactor are recorded together: each by itself costs as much as its judgement.
+            self._recording = self._reactor.callLater(0, self._record)
+
+    def _record(self) -> None:
+        if self._recording is not None:
+            if self._recording.active():
+                self._recording.cancel()
+            self._recording = None
+            outcomes, self._outcomes = self._outcomes, []
+            self._recorder.put(outcomes)
 
     def _settle_local(self, outcomes: list[Outcome]) -> None:
         """Log and record what became of local deliveries; when to try again is the schedule's."""

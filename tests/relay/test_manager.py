@@ -470,30 +470,3 @@ def test_an_outcome_that_the_store_does_not_take_does_not_stop_the_others(make_r
     relay.wait(lambda: relay.manager.counts().in_hand <= 1)
     assert set(relay.queue()) == {"poison@local.test"}
     assert not relay.manager.counts().suspended
-
-
-class OtherIsAway:
-    """A bus to a worker that is a member, and cannot be reached."""
-
-    number = 0
-
-    def subscribe(self, *_: Any) -> None:
-        pass
-
-    when_linked = when_broken = subscribe
-
-    def is_open(self, number: int) -> bool:
-        return False
-
-
-def test_mail_for_another_workers_site_waits_for_it_each_time(make_relay: Callable[..., Relay]) -> None:
-    """Also where the destination is known from a moment ago: then no look-up is in between."""
-    relay = make_relay(ONE_MX, bus=OtherIsAway())
-    handover = relay.manager.handover
-    assert handover is not None
-    handover.ownership.change(1, [1, 0])
-    handover.ownership.owner = lambda pair: 1  # type: ignore[method-assign]
-    for count in (1, 2, 3):
-        relay.submit(f"user{count}@there.test")
-        relay.wait(lambda: len(handover) == count, f"{count} wait for their owner")  # noqa: B023
-    assert relay.manager.counts().sites == 0
