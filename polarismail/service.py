@@ -25,6 +25,7 @@ from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared, prepare
 from polarismail.net import listeners
+from polarismail.net.clock import count_monotonic
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
@@ -86,6 +87,7 @@ class MailService(Service):
         if self._given_reactor is None:
             from twisted.internet import reactor
 
+            count_monotonic(reactor)
             self._given_reactor = reactor
         return self._given_reactor
 

@@ -19,6 +19,7 @@ from twisted.logger import (
 )
 
 from polarismail.inheritance import MAX_PACKET_OCTETS, Inheritance
+from polarismail.net.clock import count_monotonic
 from polarismail.values.errors import ConfigError
 
 
@@ -74,4 +75,5 @@ def _fresh_reactor() -> Any:
     epollreactor.install()
     from twisted.internet import reactor
 
+    count_monotonic(reactor)
     return reactor

@@ -29,6 +29,7 @@ from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.fellows import RELAY
 from polarismail.inheritance import Inheritance, Place, Prepared, prepare
+from polarismail.net.clock import count_monotonic
 from polarismail.net.shares import Shares, make_memory
 from polarismail.net.slices import Slices
 from polarismail.privileges import check_dropped, forbid_new_privileges
@@ -103,6 +104,7 @@ class Supervisor(Service):
         if self._given_reactor is None:
             from twisted.internet import reactor
 
+            count_monotonic(reactor)
             self._given_reactor = reactor
         return self._given_reactor
 
