@@ -25,6 +25,7 @@ from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, render_queue
 
 _messages, _recipients = schema.messages.c, schema.recipients.c
 _AT_ONCE = 500  # bound parameters of one IN
+CLAMPED_AT_ONCE = 2000
 
 # Of messages, all that travels with a recipient: not the head, which may be large.
 _MESSAGE_COLUMNS = (
@@ -54,13 +55,24 @@ def claim(connection: Connection, owner: int, now: float, limit: int) -> list[Qu
     return claimed
 
 
-def clamp(connection: Connection, now: float, longest_wait_seconds: float) -> None:
-    """Make due at once what would wait longer than anybody waits: its time is of a clock that was ahead (HOSTILE E5)."""
-    connection.execute(
-        update(schema.recipients)
+def clamp(connection: Connection, now: float, longest_wait_seconds: float) -> bool:
+    """Make due at once what would wait longer than anybody waits: its time is of a clock that was ahead (HOSTILE E5).
+
+    Some thousand at a time, so that no transaction is long; returns whether there may be more.
+    """
+    beyond = (
+        select(_recipients.message_id, _recipients.number)
         .where(IS_QUEUED, IS_UNOWNED, _recipients.next_attempt > now + longest_wait_seconds)
+        .order_by(_recipients.next_attempt)
+        .limit(CLAMPED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    changed = connection.execute(
+        update(schema.recipients)
+        .where(tuple_(_recipients.message_id, _recipients.number).in_(beyond))
         .values(next_attempt=now)
     )
+    return changed.rowcount == CLAMPED_AT_ONCE
 
 
 def release(

@@ -118,7 +118,7 @@ class Spool(QueueOperations):
         self._forms: LruCache[str, bytes] = LruCache(_KEPT_FORMS)  # heads of storage MAILDIR
         self._when_removed: list[Callable[[list[str]], None]] = []
         self._doubtful: list[int] = []
-        self._last_claim = float("inf")
+        self._last_claim, self._clamps = float("inf"), False
         statements = Statements(database.dialect)
         self._statements = statements
         self._accept_lane = AcceptLane(statements, lambda: database.incarnation)
@@ -228,24 +228,31 @@ class Spool(QueueOperations):
         if not self.healthy:
             return fail(SpoolUnhealthy("what is delivered now could not be recorded"))
         doubtful, self._doubtful = self._doubtful, []
-        # The first time, and whenever the wall clock went back.
-        went_back, self._last_claim = now < self._last_claim, now
+        # The first time, whenever the wall clock went back, and until nothing is left of that.
+        clamps, self._clamps, self._last_claim = self._clamps or now < self._last_claim, False, now
 
-        def claim(connection: Connection) -> list[QueuedRecipient]:
-            if went_back and longest_wait_seconds is not None:
-                claims.clamp(connection, now, longest_wait_seconds)
+        def claim(connection: Connection) -> tuple[list[QueuedRecipient], bool]:
+            left = longest_wait_seconds is not None and clamps and claims.clamp(connection, now, longest_wait_seconds)
             if doubtful:
                 claims.release_messages(connection, doubtful, self._database.incarnation)
-            return claims.claim(connection, self._database.incarnation, now, limit)
+            return claims.claim(connection, self._database.incarnation, now, limit), left
 
-        return self._database.write(claim).addErrback(self._not_claimed, doubtful)
+        return self._database.write(claim).addCallbacks(
+            self._claimed, self._not_claimed, errbackArgs=(doubtful, clamps)
+        )
 
-    def _not_claimed(self, failure: Failure, doubtful: list[int]) -> Failure:
+    def _claimed(self, answer: tuple[list[QueuedRecipient], bool]) -> list[QueuedRecipient]:
+        claimed, left = answer
+        self._clamps = self._clamps or left
+        return claimed
+
+    def _not_claimed(self, failure: Failure, doubtful: list[int], clamps: bool) -> Failure:
         self._doubtful.extend(doubtful)
+        self._clamps = self._clamps or clamps
         return failure
 
     def next_due(self) -> Deferred[float | None]:
-        if self._doubtful:
+        if self._doubtful or self._clamps:
             return succeed(0.0)
         return self._database.read(claims.next_due)
 

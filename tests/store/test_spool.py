@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, insert, select
 from zope.interface.verify import verifyObject
 
-from polarismail.store import schema
+from polarismail.store import claims, schema
 from polarismail.store.interfaces import Committed, IDraft, ISpool, Outcome, Refused, Submission
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import DsnRequest, Envelope, Recipient, RecipientState, parse_queue_id
@@ -215,6 +215,16 @@ def test_nobody_waits_for_a_clock_that_was_ahead(place: Place, restarted: bool) 
     assert process.claim(process.clock, 10, 10_000.0) == []
     process.clock -= 365 * 86_400
     assert len(process.claim(process.clock, 10, 10_000.0)) == 2
+
+
+def test_a_clock_that_was_ahead_is_made_good_in_pieces(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million that waited is no single transaction: each claim goes on where the last one stopped."""
+    monkeypatch.setattr(claims, "CLAMPED_AT_ONCE", 3)
+    for _ in range(8):
+        process.record([later(process.accept().recipients[0], process.clock + 5000)])
+    process.clock -= 365 * 86_400
+    claimed = [len(process.claim(process.clock, 10, 10_000.0)) for _ in range(4)]
+    assert claimed == [3, 3, 2, 0]
 
 
 def test_a_message_leaves_with_its_last_recipient(process: Process) -> None:
