@@ -49,7 +49,9 @@ MESSAGES: tuple[tuple[int, bool, tuple[str, ...]], ...] = (
     (1000, False, ACCOUNTS[:2]),
     (1000, True, ("a@there.test", "b@never.test", ACCOUNTS[3])),
     (100_000, False, ACCOUNTS[1:3]),
-    (100_000, True, ("e@there.test",)),
+    (100_000, True, ("e@there.test", ACCOUNTS[1])),
+    (100_000, False, ACCOUNTS[2:3]),  # a link, and one more to a maildir that is known to be durable
+    (100_000, False, ACCOUNTS[2:3]),
 )
 
 

@@ -89,6 +89,10 @@ def test_a_content_without_room_is_refused_alone(case: Break, runner: asyncio.Ru
     cases(
         *((call, "mail", EIO, (1, 2)) for call in ("syncfs", "writev", "renameat", "mkdir")),
         *((call, "mail", EIO, (1,)) for call in ("write", "openat", "mkdirat", "fdatasync")),
+        *((call, "mail", EIO, (1,)) for call in ("sendfile", "fsync")),
+        ("linkat", "spool", EIO, (1, 2)),  # from the spool to the mail
+        ("linkat", "spool", ENOSPC, (1,)),
+        ("sendfile", "mail", ENOSPC, (1,)),
         *((call, "mail", ENOSPC, (1,)) for call in ("syncfs", "write", "writev", "openat", "renameat", "mkdirat")),
     ),
 )
