@@ -104,7 +104,7 @@ def hash_uidl(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=10_000)  # asked for each message, and few accounts get most of them
 def locate(mail_root: str, maildir: str) -> str:
     """The absolute path of an account's maildir. Raises MaildirRefused for a path that climbs or holds NUL."""
     if not maildir or "\0" in maildir or ".." in maildir.split("/"):
