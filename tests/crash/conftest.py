@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -42,13 +41,3 @@ def theatre(runner: asyncio.Runner) -> Iterator[Theatre]:
 def stage(theatre: Theatre) -> Stage:
     """A server on an ext4 of its own."""
     return theatre.stage()
-
-
-@pytest.fixture
-def powered_disk(power: None, tmp_path: Path) -> Iterator[disk.Disk]:
-    """A mounted disk."""
-    made = disk.Disk(tmp_path / "disk")
-    made.mount()
-    yield made
-    if made.path.is_mount():
-        made.unmount()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from polarismail.store.interfaces import QueuedRecipient
 from polarismail.values.envelope import RecipientState
 from tests.databases import KINDS
 from tests.reactor import run
 from tests.store.committing_child import content
-from tests.store.spools import TRACE, Place, Process, done, open_place
+from tests.store.spools import LEASE_SECONDS, TRACE, Place, Process, done, open_place
 
 KILLS = 3
 
@@ -80,6 +82,59 @@ def test_what_was_acknowledged_survives_sigkill(kind: str, tmp_path: Path) -> No
             survivor.stop()
         final = place.open()
         assert final.files() == []
+
+
+def test_a_process_that_is_stopped_past_its_lease_disturbs_nobody_when_it_goes_on(tmp_path: Path) -> None:
+    """SIGSTOP in the middle of its work, PostgreSQL: another takes over what it held; after SIGCONT its outcomes for that
+    change nothing, and it accepts again under another incarnation."""
+    with open_place("postgresql", tmp_path) as place:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.store.committing_child", place.url, str(place.directory / "content")],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent.parent.parent,
+            env={**os.environ, "LEASE_SECONDS": str(LEASE_SECONDS)},
+        )
+        assert child.stdout is not None
+        said = bytearray()
+        try:
+            while said.count(b"+") < 100:
+                said += os.read(child.stdout.fileno(), 65536)
+            child.send_signal(signal.SIGSTOP)
+            while select.select([child.stdout], [], [], 0.1)[0]:
+                said += os.read(child.stdout.fileno(), 65536)
+            asleep_at = len(said)
+            survivor = place.open()
+            held = accepted_and_kept(said)
+            taken: dict[str, list[QueuedRecipient]] = {}
+            deadline = time.monotonic() + 30
+            while not held <= taken.keys() and time.monotonic() < deadline:
+                for one in survivor.claim(survivor.clock + 10**9, 10_000):
+                    taken.setdefault(one.message.queue_id, []).append(one)
+                time.sleep(0.05)
+            assert held <= taken.keys(), "what a sleeper holds is taken over"
+            survivor.record([done(one) for ones in taken.values() for one in ones])
+            child.send_signal(signal.SIGCONT)
+            while b"+" not in said[asleep_at:] or len(accepted_and_kept(said[asleep_at:])) < 100:
+                more = os.read(child.stdout.fileno(), 65536)
+                assert more, "it ended when it woke"
+                said += more
+        finally:
+            child.send_signal(signal.SIGCONT)
+            child.kill()
+            said += child.stdout.read()
+            child.stdout.close()
+            child.wait(20)
+        expire_leases(survivor)
+        after = {one.message.queue_id for one in claim_all(survivor, 100)}  # type: ignore[attr-defined]
+        assert not after & taken.keys(), "what the survivor has finished does not come back"
+        assert accepted_and_kept(said[asleep_at:]) <= after | taken.keys()
+
+
+def accepted_and_kept(said: bytes | bytearray) -> set[str]:
+    """Queue ids that the child was promised, and had not begun to remove."""
+    lines = bytes(said).decode().splitlines()
+    begun = {line[1:14] for line in lines if line[0] == "~"}
+    return {line[1:14] for line in lines if line[0] == "+"} - begun
 
 
 def expire_leases(process: Process) -> None:

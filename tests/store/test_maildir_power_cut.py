@@ -6,11 +6,7 @@ Needs root, mkfs.ext4 and loop devices; skipped elsewhere.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,45 +18,19 @@ from polarismail.store.interfaces import MaildirForm
 from polarismail.store.maildir_delivery import Delivery, DiskContent, MaildirWriter, to_disk
 from polarismail.store.maildir_files import FileDelivery, FileWriter
 from polarismail.store.threads import Answers
+from tests.crash.disk import Disk, why_not
 from tests.reactor import reactor, run
 
 TRACE = b"Received: from here by there;\n\tThu, 1 Jan 2026 00:00:00 +0000\n"
-EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 HEAD = to_disk(b"Return-Path: <a@example.com>\r\nDelivered-To: anna@example.org\r\n")
 
 
-class Disk:
-    """An ext4 in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.image, self.path = folder / "image", folder / "mounted"
-        self.path.mkdir()
-        with open(self.image, "wb") as file:
-            file.truncate(64 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self.image], check=True)
-
-    def mount(self) -> bool:
-        return subprocess.run(["mount", "-o", "loop", self.image, self.path], capture_output=True).returncode == 0
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", self.path], capture_output=True)
-
-    def cut_the_power(self) -> None:
-        """Nothing that is not on the disk now will ever be; then the machine starts again."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
-        os.close(descriptor)
-        subprocess.run(["umount", self.path], check=True)
-        assert self.mount()
-
-
 @pytest.fixture
-def disk(tmp_path) -> Iterator[Disk]:
-    if os.geteuid() or shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs root and mkfs.ext4")
-    disk = Disk(tmp_path)
-    if not disk.mount():
-        pytest.skip("needs loop devices")
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if reason := why_not():
+        pytest.skip(reason)
+    disk = Disk(tmp_path / "disk")
+    disk.mount()
     (disk.path / "mail").mkdir()
     os.sync()
     yield disk
