@@ -94,7 +94,7 @@ async def break_and_recover(stage: Stage, seed: int, what: Break) -> Outcome:
         for octets, login, recipients in MESSAGES:
             outcome.replies.append(await send(stage, history, octets, login, recipients))
         await stage.attempts_made(1.0)
-        outcome.probe = await send(stage, history, 500, False, ACCOUNTS[4:5])
+        outcome.probe = await send(stage, history, 500, False, ACCOUNTS[5:6])
         await stage.attempts_made(0.3)
     assert stage.world.life is not None
     outcome.status = stage.world.life.ended()

@@ -32,6 +32,7 @@ async def _play(history: History, stranger: Client, account: Client) -> str:
             (first, 1000, ACCOUNTS[:2]),
             (second, 1000, ("a@there.test", "b@never.test", "c@later.test", "d@expire.test", ACCOUNTS[3])),
             (first, LARGE, ACCOUNTS[1:3]),
+            (first, LARGE, ACCOUNTS[4:5]),  # whose content becomes the maildir's file
             (second, LARGE, ("e@there.test", "f@busy.test")),
         ):
             sender = account.login if connection is second else "someone@else.test"

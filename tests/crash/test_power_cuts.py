@@ -14,7 +14,7 @@ from tests.crash import points
 from tests.crash.history import Answer, Copy, History, Places, Verdict, judge
 from tests.crash.rounds import Run, Settings
 
-SECONDS = 8.0
+SECONDS = 6.0
 
 
 def seed() -> int:
