@@ -8,6 +8,7 @@ lives start a new interpreter instead, as an operator's does; the environment re
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+_libc = ctypes.CDLL(None)
 _START = "from twisted.scripts.twistd import run; run()"
 
 
@@ -39,11 +41,15 @@ class Life:
             os.killpg(self.pid, signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Not one more instruction of any of its threads. Returns when that is so; calls into the kernel may still end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGSTOP)
-            while not all(_is_stopped(pid) for pid in _family(self.pid)):
-                time.sleep(0.0005)
+        """Not one more instruction of any of its threads. Returns when that is so; calls into the kernel may still end.
+
+        Each thread that runs is told: the kernel gives a signal for the process to one of them, which may be inside a call
+        that it does not leave before we say so (a FaultyDisk's), and the others would never hear of it.
+        """
+        while running := [(pid, thread) for pid in _family(self.pid) for thread in _running_threads(pid)]:
+            for pid, thread in running:
+                _libc.tgkill(pid, thread, signal.SIGSTOP)
+            time.sleep(0.0005)
 
     def wait(self) -> int:
         """Wait until it has ended; its exit status, negative for a signal. Whatever it leaves behind is killed."""
@@ -74,15 +80,14 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether each thread is stopped, dead, or inside a call that it cannot leave but to stop."""
-    try:
-        return all(
-            path.read_text().rpartition(")")[2].split()[0] in "TtDZX"
-            for path in Path(f"/proc/{pid}/task").glob("*/stat")
-        )
-    except OSError:
-        return True  # gone
+def _running_threads(pid: int) -> list[int]:
+    """Those that are not stopped, dead, or inside a call that they cannot leave but to stop."""
+    running = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # gone
+            if path.read_text().rpartition(")")[2].split()[0] not in "TtDZX":
+                running.append(int(path.parent.name))
+    return running
 
 
 class Lives:
