@@ -38,7 +38,7 @@ class RelaySettings:
 
     local_batch: int = 200
     local_batches: int = 4
-    gather_seconds: float = 0.02
+    gather_seconds: float = 0.1
     """Under load so long from one batch of local deliveries to the next."""
     large_octets: int = 65_536
     """Local mail above this is delivered message by message, apart from the batches."""

@@ -29,8 +29,8 @@ from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 _LARGEST_GROUP = 1000
 # Under load a group may wait so long to grow, and no longer once so many are in it. The wait costs a client less than
 # what its share of a sync, and of a dozen hand-overs of the interpreter, costs the server.
-_GATHER_SECONDS = 0.002
-_ENOUGH = 16
+_GATHER_SECONDS = 0.0015
+_ENOUGH = 9
 # Work that nobody waits for (a lane that is `patient`) goes with the next group, or alone after so long.
 _PATIENCE_SECONDS = 0.005
 
