@@ -30,7 +30,7 @@ from polarismail.net.stream import Stream
 RESERVED_DESCRIPTORS = 50
 _A_TURN = 16
 """Connections taken before others on this reactor get their turn."""
-_LEAVE_TO_OTHERS_SECONDS = 0.01
+_LEAVE_TO_OTHERS_SECONDS = 0.001
 _BACK_OFF_SECONDS = 0.5
 # The client has gone again, or a packet filter or the network says so: the next one may be well (accept(2)).
 _OF_ONE_CLIENT = {
