@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark's own arithmetic: bars, tables, what a profile is divided into, and that a missing message is no figure."""
+"""The benchmark's own arithmetic: bars, tables, and that a missing message is no figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from benchmarks import load
 from benchmarks.bench import Bar, Line
 from benchmarks.load import Mailboxes, RoundFailed
-from benchmarks.parts import divide
 from benchmarks.rows import ROWS
 from benchmarks.table import read_results, render_csv, render_table, write_results
 from benchmarks.usage import cpu_of_tree, pss_octets, tree
@@ -89,22 +88,6 @@ def test_a_tree_of_processes_is_counted_with_those_that_have_ended() -> None:
         assert pss_octets([process.pid]) > 1_000_000
     finally:
         process.communicate(b"\n")
-
-
-def test_a_profile_is_divided_by_thread_and_room() -> None:
-    raw = (
-        "thread (11): MainThread;run (/x/twisted/internet/base.py);got (/x/polarismail/net/transport.py) 30\n"
-        "thread (22): local-mail-1;_run (/x/polarismail/store/maildir.py);commit (/x/site-packages/sqlalchemy/a.py) 3\n"
-        "thread (11): MainThread;run (/x/twisted/internet/base.py);poll (/x/twisted/internet/epoll.py) 10\n"
-    )
-    spent = {11: 40.0, 22: 60.0, 33: 1.0}
-    assert divide(raw, spent) == {
-        "local-mail: store": 60.0,
-        "reactor: net": 30.0,
-        "reactor: twisted": 10.0,
-        "threads without a sample": 1.0,
-    }
-    assert "local-mail: store/maildir.py" in divide(raw, spent, modules=True)
 
 
 def test_the_rows_of_the_issue_are_all_there() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -176,3 +177,12 @@ def test_smarthosts_reach_the_routing(tmp_path: Path) -> None:
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Config().hostname = "x"  # type: ignore[misc]
+
+
+def test_workers_are_a_number_or_one_for_each_core(tmp_path: Path) -> None:
+    assert read(tmp_path, "").worker_count == 1
+    assert read(tmp_path, "workers = 3").worker_count == 3
+    assert read(tmp_path, 'workers = "auto"').worker_count == len(os.sched_getaffinity(0))
+    for wrong in ("0", "65", '"many"', "2.5"):
+        with pytest.raises(ConfigError, match="workers: expected "):
+            read(tmp_path, f"workers = {wrong}")
