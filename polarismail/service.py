@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +17,19 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import globalLogPublisher
 
 from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
-from polarismail.inheritance import Inheritance, Prepared, prepare
+from polarismail.inheritance import Inheritance, Prepared
 from polarismail.net import listeners
-from polarismail.net.clock import count_monotonic
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
 from polarismail.parts import Parts
 from polarismail.privileges import check_dropped, forbid_new_privileges
-from polarismail.telemetry import EventLog
+from polarismail.top_service import TopService
 from polarismail.values.errors import ConfigError, PolarisError
 from polarismail.workers import Supervisor
 
@@ -53,72 +51,31 @@ def makeService(options: Options) -> Service:
     return Supervisor(config, options["config"], options.text, **given)
 
 
-class MailService(Service):
+class MailService(TopService):
     """A complete mail server on one reactor; with `inheritance`, one of several that a supervisor looks after."""
 
-    log = Logger()
-    name = "polarismail"
-
     def __init__(
-        self,
-        config: Config,
-        config_path: str,
-        *,
-        reactor: Any = None,
-        clock_offset_seconds: float = 0.0,
-        uid: int | None = None,
-        gid: int | None = None,
-        inheritance: Inheritance | None = None,
+        self, config: Config, config_path: str, *, inheritance: Inheritance | None = None, **given: Any
     ) -> None:
-        self.config, self.config_path = config, config_path
+        """`given`: what TopService takes."""
+        super().__init__(config, config_path, **given)
         self._inheritance = inheritance
-        self._given_reactor = reactor
-        self._uid, self._gid = uid, gid
-        self.now: Callable[[], float] = lambda: time.time() + clock_offset_seconds
-        self._prepared: Prepared | None = None
         self._channel: Channel | None = None
         self._ports: list[Any] = []
-        self._starting = self._stopping = False
+        self._starting = False
         self.parts: Parts | None = None
-
-    @property
-    def reactor(self) -> Any:
-        """The reactor: the given one, or the global one, imported only now."""
-        if self._given_reactor is None:
-            from twisted.internet import reactor
-
-            count_monotonic(reactor)
-            self._given_reactor = reactor
-        return self._given_reactor
 
     # -- start -------------------------------------------------------------------------------------------------------
 
-    def privilegedStartService(self) -> None:
-        """Bind sockets, read the certificate, make missing directories. Raises SystemExit with the fault on stderr."""
-        try:
-            if self._inheritance is not None:
-                self._prepared = self._inheritance.prepared(self.config)
-            else:
-                self._prepared = prepare(self.config, self._uid, self._gid)
-        except ConfigError as problem:
-            raise SystemExit(f"polarismail: {problem}") from problem
-        super().privilegedStartService()
+    def _prepare(self) -> Prepared:
+        return super()._prepare() if self._inheritance is None else self._inheritance.prepared(self.config)
 
     def startService(self) -> None:
         """Open everything as the user that the service is now, then serve. A failure ends the process with status 1."""
-        if self._prepared is None:
-            self.privilegedStartService()  # `twist` knows no privileged start
         super().startService()
-        self.telemetry = EventLog(
-            self.config.log.file,
-            reactor=self.reactor,
-            style=self.config.log.format,
-            hostname=self.config.hostname,
-            now=self.now,
-        )
-        self._starting, self._stopping = True, False
+        self._starting = True
         if self._inheritance is None:
-            self._install_signals()
+            self._install_signals(self.reload, self.telemetry.reopen)
         else:
             self._channel = Channel(self.reactor, self._inheritance.place.channel)
         ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
@@ -181,14 +138,9 @@ class MailService(Service):
             self.log.critical("polarismail cannot start: {problem}", problem=failure.getErrorMessage())
         else:
             self.log.failure("polarismail cannot start", failure)
-        self.telemetry.flush()
         if self._channel is not None:
             self._channel.say("failed", problem=failure.getErrorMessage())
-        if self._stopping:
-            return
-        # twistd has no way to say "failed" once the reactor runs; systemd and people look at the status.
-        self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-        self.reactor.callLater(0, self.reactor.stop)
+        self._end_in_failure()
 
     def _start_ended(self, _: None) -> None:
         self._starting = False
@@ -228,13 +180,6 @@ class MailService(Service):
             await deferLater(self.reactor, _LOOK_AGAIN_SECONDS)
 
     # -- reload ------------------------------------------------------------------------------------------------------
-
-    def _install_signals(self) -> None:
-        try:
-            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
-            signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(self.telemetry.reopen))
-        except ValueError:
-            self.log.debug("not on the main thread: no signals; call reload() instead")
 
     def reload(self, text: str | None = None, pem: list[str] | None = None) -> str:
         """SIGHUP: reopen the log, read configuration and certificate again. Returns "" or what kept the old ones in force:

@@ -15,26 +15,23 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from typing import Any
 
 from attrs import define, field
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import globalLogPublisher
 
 from polarismail import __version__, control_socket, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.fellows import RELAY
-from polarismail.inheritance import Inheritance, Place, Prepared, prepare
-from polarismail.net.clock import count_monotonic
+from polarismail.inheritance import Inheritance, Place, Prepared
 from polarismail.net.shares import Shares, make_memory
 from polarismail.net.slices import Slices
 from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.spawner import Spawner
-from polarismail.telemetry import EventLog
+from polarismail.top_service import TopService
 from polarismail.values.errors import ConfigError, PolarisError
 
 SILENT_SECONDS = 60.0
@@ -66,72 +63,34 @@ class _Reload:
     waiting: set[int]
 
 
-class Supervisor(Service):
+class Supervisor(TopService):
     """`config` as it was read from `text`, the file at `config_path`."""
 
-    log = Logger()
-    name = "polarismail"
-
-    def __init__(
-        self,
-        config: Config,
-        config_path: str,
-        text: str,
-        *,
-        reactor: Any = None,
-        clock_offset_seconds: float = 0.0,
-        uid: int | None = None,
-        gid: int | None = None,
-    ) -> None:
-        self.config, self.config_path, self._text = config, config_path, text
-        self._given_reactor = reactor
-        self._offset, self._uid, self._gid = clock_offset_seconds, uid, gid
+    def __init__(self, config: Config, config_path: str, text: str, **given: Any) -> None:
+        """`given`: what TopService takes."""
+        super().__init__(config, config_path, **given)
+        self._text = text
         self._newer: str | None = None
-        self._prepared: Prepared | None = None
         self._control: socket.socket | None = None
         self.workers: dict[int, Worker] = {}
         self._count = config.worker_count
         self._version = 0
         self._delays: dict[int, float] = {}
         self._restarts: set[Any] = set()
-        self._stopping = self._has_served = False
+        self._has_served = False
         self._reload: _Reload | None = None
         self._watch = LoopingCall(self._look)
 
-    @property
-    def reactor(self) -> Any:
-        """The reactor: the given one, or the global one, imported only now."""
-        if self._given_reactor is None:
-            from twisted.internet import reactor
-
-            count_monotonic(reactor)
-            self._given_reactor = reactor
-        return self._given_reactor
-
     # -- start -------------------------------------------------------------------------------------------------------
 
-    def privilegedStartService(self) -> None:
-        """Bind sockets, read the certificate. Raises SystemExit with the fault on stderr."""
-        try:
-            self._prepared = prepare(self.config, self._uid, self._gid)
-        except ConfigError as problem:
-            raise SystemExit(f"polarismail: {problem}") from problem
+    def _prepare(self) -> Prepared:
+        prepared = super()._prepare()
         self._spawner = Spawner()
-        super().privilegedStartService()
+        return prepared
 
     def startService(self) -> None:
         """Start the workers, as the user that the service is now. A failure ends the process with status 1."""
-        if self._prepared is None:
-            self.privilegedStartService()  # `twist` knows no privileged start
         super().startService()
-        self._stopping = False
-        self.telemetry = EventLog(
-            self.config.log.file,
-            reactor=self.reactor,
-            style=self.config.log.format,
-            hostname=self.config.hostname,
-            now=lambda: time.time() + self._offset,
-        )
         self._watch.clock = self.reactor
         try:
             check_dropped(self._uid, self._gid)
@@ -145,8 +104,7 @@ class Supervisor(Service):
         self._memory = make_memory(self._count)
         self._shares = Shares(self._memory, self._count)
         self._slices = Slices(self._limits(self.config), self._count)
-        signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
-        signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(self._reopen))
+        self._install_signals(self.reload, self._reopen)
         self._spawner.listen(self.reactor, self._started, self._ended, self._fail)
         for number in range(self._count):
             self._start(number)
@@ -277,10 +235,7 @@ class Supervisor(Service):
         if self._stopping:
             return
         self.log.critical("{problem}", problem=problem)
-        self.telemetry.flush()
-        # twistd has no way to say "failed" once the reactor runs; systemd and people look at the status.
-        self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-        self.reactor.callLater(0, self.reactor.stop)
+        self._end_in_failure()
 
     def stopService(self) -> Deferred[None]:
         """Close the listening sockets, let every worker finish its transactions, wait for their ends. Never fails."""
