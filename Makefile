@@ -12,7 +12,8 @@ BENCH_ARGS ?=
 help:
 	@echo "make run      a complete server on loopback, in ./var"
 	@echo "make test     the whole suite (PYTEST_ARGS='-k word' for a part)"
-	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers;  make bench: ratios (BENCH_ARGS=--quick)"
+	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers"
+	@echo "make bench    ratios to Postfix (BENCH_ARGS=--quick to try);  make crash: power cuts and faults (both as root)"
 
 # The stamps are named after what is installed; a changed setup.cfg installs again.
 .venv/core: setup.cfg pyproject.toml
