@@ -80,8 +80,8 @@ class Fellows:
         handover = self._parts.manager.handover
         handover.change_members(version, {int(number): incarnation for number, incarnation in members.items()})
 
-    def _release_dead(self) -> None:
-        released = self._parts.database.look_for_dead()
+    def _release_dead(self, incarnation: int) -> None:
+        released = self._parts.database.take_over(incarnation)
         # Where it cannot be done now, the committer's own tick does it, or the next one to start.
         released.addErrback(lambda failure: self.log.warn("{why}", why=failure.getErrorMessage()))
 

@@ -198,7 +198,7 @@ class Supervisor(TopService):
         if worker.incarnation:
             self._announce()
             for each in self.workers.values():
-                each.channel.say("dead")
+                each.channel.say("dead", incarnation=worker.incarnation)
         worker.ended.callback(None)
         self._reloaded(number, "")
         if self._stopping:

@@ -187,16 +187,20 @@ class Database:
             return fail(Unavailable("the database is closed"))
         return readers.submit(_Reader.run, job)
 
-    def look_for_dead(self) -> Deferred[bool]:
-        """A process that shares the database has died: give back what it owned now, not at the next tick. Fires with whether
-        there was one, when those who listen to `when_released` are about to be told."""
+    def take_over(self, incarnation: int) -> Deferred[bool]:
+        """A process that shares the database has died, as its parent knows: give back what it owned now, not when its lease
+        has run out. Fires with whether nobody had done so before; those who listen to `when_released` have been told then."""
+
+        def release(connection: Connection) -> bool:
+            self._nodes.declare_dead(connection, incarnation)
+            return self._nodes.release_dead(connection)
 
         def released(was_dead: bool) -> bool:
             if was_dead:
                 self._announce()
             return was_dead
 
-        return self.write(self._nodes.release_dead).addCallback(released)
+        return self.write(release).addCallback(released)
 
     def when_released(self, callback: Callable[[], None]) -> None:
         """Call this on the reactor's thread whenever a dead process's recipients have become claimable."""

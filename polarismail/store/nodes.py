@@ -95,8 +95,12 @@ class Nodes:
 
     def leave(self, connection: Connection) -> None:
         """Say that this process has ended: the next one to look takes over at once."""
+        self.declare_dead(connection, self.incarnation)
+
+    def declare_dead(self, connection: Connection, incarnation: int) -> None:
+        """Who has waited for its end knows that this one is dead, though its lease has not run out."""
         nodes = schema.nodes
-        connection.execute(update(nodes).where(nodes.c.incarnation == self.incarnation).values(ended=True))
+        connection.execute(update(nodes).where(nodes.c.incarnation == incarnation).values(ended=True))
 
     def close(self) -> None:
         """Let go of the file locks."""

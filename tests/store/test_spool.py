@@ -395,6 +395,21 @@ def test_a_survivor_takes_over_from_the_dead(place: Place) -> None:
     assert "released" in heard
 
 
+def test_who_is_known_to_be_dead_is_taken_over_before_its_lease_has_run_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.store.spools.LEASE_SECONDS", 600.0)
+    survivor, dead = place.open(), place.open()
+    lost = dead.accept(b"x")
+    assert survivor.claim(survivor.clock, 10) == []
+    dead.crash()
+    assert run(survivor.database.take_over, dead.database.incarnation)
+    (taken,) = survivor.claim(survivor.clock, 10)
+    assert taken.message.queue_id == lost.message.queue_id
+    assert taken.epoch > lost.recipients[0].epoch
+    assert not run(survivor.database.take_over, dead.database.incarnation)
+
+
 def test_a_process_that_sleeps_past_its_lease_is_fenced(tmp_path: Path) -> None:
     with open_place("postgresql", tmp_path) as place:
         sleeper, survivor = place.open(), place.open()
