@@ -218,6 +218,10 @@ async def try_point(stage: Stage, seed: int, number: int, what: str, points: Poi
         points.calls[at[0].call] = points.calls.get(at[0].call, 0) + 1
 
 
+FEWEST = 3
+"""Points that even a slow machine tries."""
+
+
 async def try_points(
     seed: int,
     workers: int,
@@ -225,7 +229,7 @@ async def try_points(
     told: Callable[[int], None],
     seconds: float,
 ) -> Points:
-    """Count the points, and try those that `choose` names, for so many seconds at most."""
+    """Count the points, and try those that `choose` names, for so many seconds, and `FEWEST` of them in any case."""
     theatre = await Theatre().open()
     points = Points()
     until = time.monotonic() + seconds
@@ -235,7 +239,7 @@ async def try_points(
         points.points = len(operations)
         points.verdict.add(verdict)
         for number, what in choose(len(operations)):
-            if time.monotonic() > until:
+            if time.monotonic() > until and points.fired >= FEWEST:
                 break
             await try_point(stage, seed, number, what, points)
             told(1)
