@@ -29,5 +29,7 @@ _COLUMNS = (("what", "what"), ("value", "value"))
 def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
+        if isinstance(value, list):
+            value = {str(at): each for at, each in enumerate(value)}
         rows += _flat(value, f"{before}{name}.") if isinstance(value, dict) else [(before + name, value)]
     return rows

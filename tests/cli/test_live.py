@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -144,6 +145,7 @@ def test_queue_in_the_running_server(live: Live) -> None:
     assert live.json("queue", "delete", "--all") == {"changed": 3}
     assert live.json("queue", "list") == []
     assert live.json("status")["running"] is True
+    assert re.search(r"workers\.0\.relay\.in_hand +0", live.run("status").stdout)
 
 
 def test_trace_finds_a_message_through_rotation(live: Live) -> None:
