@@ -8,12 +8,15 @@ first line of it, so that a worker needs no right that was dropped, and starts w
 
 from __future__ import annotations
 
+import errno
+import functools
 import importlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from attrs import evolve, field, frozen
 
@@ -22,7 +25,9 @@ from polarismail.net import listeners
 from polarismail.net.tls import CertificateStore
 from polarismail.privileges import make_directory
 from polarismail.store.migrations import rehearse
+from polarismail.values.errors import ConfigError
 
+T = TypeVar("T")
 _IMPORTED_LATE = (
     "argon2.low_level",
     "idna",
@@ -30,6 +35,7 @@ _IMPORTED_LATE = (
     "sqlalchemy.dialects.sqlite.pysqlite",
     "twisted.protocols.tls",
 )
+_PATIENCE_SECONDS = 5.0
 MAX_PACKET_OCTETS = 8 * 1024 * 1024
 
 
@@ -58,13 +64,29 @@ def prepare(config: Config, uid: int | None, gid: int | None) -> Prepared:
     prepared = Prepared({}, _read_certificate(config))
     try:
         for listener in config.listeners:
-            prepared.bound[listener.name] = listeners.bind(listener)
+            prepared.bound[listener.name] = patiently(functools.partial(listeners.bind, listener))
     except BaseException:
         prepared.close()
         raise
     if os.geteuid() == 0 and uid:
         import_everything()
     return prepared
+
+
+def patiently(attempt: Callable[[], T]) -> T:
+    """What `attempt` returns; where an address is in use, once it is free, or after `_PATIENCE_SECONDS` what it raises.
+
+    The workers of a server whose supervisor was killed let go of its sockets within moments. Blocks: for a start alone.
+    """
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except (OSError, ConfigError) as problem:
+            cause = problem if isinstance(problem, OSError) else problem.__cause__
+            if getattr(cause, "errno", None) != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def import_everything() -> None:

@@ -161,6 +161,8 @@ class MailService(TopService):
         if self._prepared is not None:
             self._prepared.close()
         parts = self.parts
+        if parts is not None and self._inheritance is not None:
+            parts.control_server.stop()  # others answer there, or a new server wants the place
         if parts is not None:
             try:
                 parts.shut_down_sessions()

@@ -26,7 +26,7 @@ from polarismail import __version__, control_socket, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.fellows import RELAY
-from polarismail.inheritance import Inheritance, Place, Prepared
+from polarismail.inheritance import Inheritance, Place, Prepared, patiently
 from polarismail.net.shares import Shares, make_memory
 from polarismail.net.slices import Slices
 from polarismail.privileges import check_dropped, forbid_new_privileges
@@ -98,7 +98,9 @@ class Supervisor(TopService):
             self._spawner.drop(self._uid, self._gid)
             self.telemetry.open()
             globalLogPublisher.addObserver(self.telemetry)
-            self._control = control_socket.listen(self.config.paths.control_socket, self.config.control)
+            self._control = patiently(
+                lambda: control_socket.listen(self.config.paths.control_socket, self.config.control)
+            )
         except (PolarisError, OSError) as problem:
             raise SystemExit(f"polarismail cannot start: {problem}") from problem
         self._memory = make_memory(self._count)

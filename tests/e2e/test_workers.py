@@ -31,7 +31,7 @@ def workers_of(server: Server, count: int = 2) -> list[dict[str, Any]]:
 
     def all_of_them() -> list[dict[str, Any]] | None:
         with contextlib.suppress(AssertionError):
-            found: list[dict[str, Any]] = server.json("status")["workers"]
+            found: list[dict[str, Any]] = server.json("status").get("workers", [])
             return found if len(found) == count else None
         return None
 
@@ -224,6 +224,20 @@ def test_workers_go_with_their_supervisor(make_server: Callable[..., Server]) ->
     assert server.process is not None
     server.process.wait()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers to stop")
+
+
+def test_a_start_waits_for_what_a_killed_server_still_holds(make_server: Callable[..., Server]) -> None:
+    """Its workers live a moment longer than their supervisor, and so do its ports and its control socket."""
+    server = make_server(workers=2).start()
+    workers_of(server)
+    with server.smtp("mx") as client:
+        client.mail("who@else.test")
+        client.rcpt("bob@here.test")
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.process is not None
+        server.process.wait()
+        server.start()
+    workers_of(server)
 
 
 def test_what_keeps_a_worker_from_starting_ends_the_start(make_server: Callable[..., Server]) -> None:
