@@ -17,7 +17,6 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.internet.task import deferLater
-from twisted.logger import globalLogPublisher
 
 from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
@@ -28,12 +27,10 @@ from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
 from polarismail.parts import Parts
-from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.top_service import TopService
 from polarismail.values.errors import ConfigError, PolarisError
 from polarismail.workers import Supervisor
 
-RUNNING_AS_ROOT = "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
 _LOOK_AGAIN_SECONDS = 0.1
 
 
@@ -81,13 +78,8 @@ class MailService(TopService):
         ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
 
     async def _start(self) -> None:
-        check_dropped(self._uid, self._gid)
-        forbid_new_privileges()
-        self.telemetry.open()
-        globalLogPublisher.addObserver(self.telemetry)
+        self._open_log(warns_of_root=self._inheritance is None)  # of several, the supervisor says it
         place = self._inheritance.place if self._inheritance is not None else None
-        if os.geteuid() == 0 and place is None:
-            self.log.warn(RUNNING_AS_ROOT)
         assert self._prepared is not None
         shares = None if place is None else Shares(place.shares, place.workers, place.number)
         self.parts = Parts(
@@ -172,9 +164,7 @@ class MailService(TopService):
             except Exception:
                 self.log.failure("sessions did not end as they should")
             await parts.stop()
-        self.telemetry.record_event("stopped", {"pid": os.getpid()})
-        globalLogPublisher.removeObserver(self.telemetry)
-        self.telemetry.close()
+        self._close_log()
 
     async def _wait_while(self, condition: Callable[[], Any], seconds: float) -> None:
         until = time.monotonic() + seconds

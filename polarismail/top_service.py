@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogPublisher
 
 from polarismail.config import Config
 from polarismail.inheritance import Prepared, prepare
 from polarismail.net.clock import count_monotonic
+from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.telemetry import EventLog
 from polarismail.values.errors import ConfigError
 
@@ -84,6 +85,23 @@ class TopService(Service):
             hostname=self.config.hostname,
             now=self.now,
         )
+
+    def _open_log(self, *, warns_of_root: bool = True) -> None:
+        """Make sure that privileges are gone for good, then open the log. Raises ConfigError, OSError."""
+        check_dropped(self._uid, self._gid)
+        forbid_new_privileges()
+        self.telemetry.open()
+        globalLogPublisher.addObserver(self.telemetry)
+        if warns_of_root and os.geteuid() == 0:
+            self.log.warn(
+                "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
+            )
+
+    def _close_log(self) -> None:
+        """The last line, and nothing after it."""
+        self.telemetry.record_event("stopped", {"pid": os.getpid()})
+        globalLogPublisher.removeObserver(self.telemetry)
+        self.telemetry.close()
 
     def _install_signals(self, reload: Callable[[], Any], reopen: Callable[[], Any]) -> None:
         """SIGHUP and SIGUSR1, on the reactor's thread."""

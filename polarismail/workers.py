@@ -20,7 +20,6 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import globalLogPublisher
 
 from polarismail import __version__, control_socket, reloading
 from polarismail.channel import Channel
@@ -29,7 +28,6 @@ from polarismail.fellows import RELAY
 from polarismail.inheritance import Inheritance, Place, Prepared, patiently
 from polarismail.net.shares import Shares, make_memory
 from polarismail.net.slices import Slices
-from polarismail.privileges import check_dropped, forbid_new_privileges
 from polarismail.spawner import Spawner
 from polarismail.top_service import TopService
 from polarismail.values.errors import ConfigError, PolarisError
@@ -93,11 +91,8 @@ class Supervisor(TopService):
         super().startService()
         self._watch.clock = self.reactor
         try:
-            check_dropped(self._uid, self._gid)
-            forbid_new_privileges()
             self._spawner.drop(self._uid, self._gid)
-            self.telemetry.open()
-            globalLogPublisher.addObserver(self.telemetry)
+            self._open_log()
             self._control = patiently(
                 lambda: control_socket.listen(self.config.paths.control_socket, self.config.control)
             )
@@ -267,9 +262,7 @@ class Supervisor(TopService):
             os.kill(worker.pid, signal.SIGKILL)
             await worker.ended
         self._spawner.stop()
-        self.telemetry.record_event("stopped", {"pid": os.getpid()})
-        globalLogPublisher.removeObserver(self.telemetry)
-        self.telemetry.close()
+        self._close_log()
 
     # -- reload ------------------------------------------------------------------------------------------------------
 

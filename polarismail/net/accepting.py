@@ -16,6 +16,7 @@ import errno
 import os
 import resource
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -97,7 +98,7 @@ class Acceptor:
         for _ in range(_A_TURN):
             if self._shares is not None and not self._insists and self._shares.has_more_than_its_share():
                 self._insists = True
-                self._pause(_LEAVE_TO_OTHERS_SECONDS)
+                self._pause(_LEAVE_TO_OTHERS_SECONDS, self._read_on)
                 return
             try:
                 accepted, client = self._listening.accept()
@@ -108,7 +109,7 @@ class Acceptor:
                 if problem.errno in _OF_ONE_CLIENT:
                     continue
                 self._tell(str(problem))
-                self._pause(_BACK_OFF_SECONDS)
+                self._pause(_BACK_OFF_SECONDS, self._look)
                 return
             self._insists = False
             try:
@@ -118,7 +119,7 @@ class Acceptor:
                 accepted.close()
             if accepted.fileno() >= self._limit - RESERVED_DESCRIPTORS:
                 self._tell(f"{accepted.fileno()} of {self._limit} descriptors are in use")
-                self._pause(_BACK_OFF_SECONDS)
+                self._pause(_BACK_OFF_SECONDS, self._look)
                 return
 
     def _take(self, accepted: socket.socket, client: tuple[Any, ...]) -> None:
@@ -130,17 +131,21 @@ class Acceptor:
 
     # -- pauses
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._reactor.removeReader(self)
-        self._resume = self._reactor.callLater(seconds, self._go_on)
+        self._resume = self._reactor.callLater(seconds, then)
 
-    def _go_on(self) -> None:
+    def _read_on(self) -> None:
         self._resume = None
+        self._reactor.addReader(self)
+
+    def _look(self) -> None:
+        """Whether there is room again."""
         if self._near_limit():
-            self._pause(_BACK_OFF_SECONDS)
+            self._pause(_BACK_OFF_SECONDS, self._look)
             return
         self._told = False
-        self._reactor.addReader(self)
+        self._read_on()
 
     def _near_limit(self) -> bool:
         # The kernel gives the lowest number that is free.

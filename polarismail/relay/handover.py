@@ -94,9 +94,9 @@ class HandOver:
         self.ownership.change(version, incarnations)
         self._incarnations = dict(incarnations)
         for destination in self._sites.destinations():
-            if self.ownership.owner(pair_of("", destination.site)) != self.ownership.own:
+            if not self._is_ours(destination.site):
                 self._let_go(destination)
-        self._settled &= {site for site in self._settled if self._is_ours(site)}
+        self._settled = {site for site in self._settled if self._is_ours(site)}
         early, self._early = self._early, []
         for wanted, waiter in early:
             if wanted <= version:
@@ -224,10 +224,8 @@ class HandOver:
                     if not isinstance(_cause(problem), (ConnectionError, AnswerTimeout)):
                         raise
                     answers = []  # not linked yet, or just dead: the supervisor will say so
-                if answers and set(answers) == {b"yes"} and version == self.ownership.version:
-                    self._settled.add(site)
-                    break
-                if not others:
+                agreed = len(answers) == len(others) and all(answer == b"yes" for answer in answers)
+                if agreed and version == self.ownership.version:
                     self._settled.add(site)
                     break
                 await deferLater(self._reactor, _AGAIN_SECONDS, lambda: None)

@@ -117,7 +117,8 @@ def test_who_waits_for_an_answer_of_the_dead_is_told(tmp_path: Path) -> None:
 def test_the_end_of_a_link_is_heard(tmp_path: Path) -> None:
     async def test(two: Two) -> None:
         two.first.stop()
-        await until(lambda: two.broken == [0])
+        await until(lambda: two.broken)
+        assert two.broken == [0]
 
     on_the_bus(tmp_path, test)
 
