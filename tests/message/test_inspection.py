@@ -18,7 +18,10 @@ from polarismail.message.inspection import (
 )
 from polarismail.values.address import Mailbox
 
-GOOD = b"From: Ann <ann@here.test>\r\nTo: bob@here.test\r\nSubject: x\r\n folded\r\nDate: today\r\nMessage-ID: <1@here.test>\r\n"
+GOOD = (
+    b"From: Ann <ann@here.test>\r\nTo: bob@here.test\r\n"
+    b"Subject: x\r\n folded\r\nDate: today\r\nMessage-ID: <1@here.test>\r\n"
+)
 
 
 @pytest.mark.parametrize(
