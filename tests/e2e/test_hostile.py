@@ -279,7 +279,7 @@ def test_nothing_that_a_client_says_breaks_a_log(make_server: Callable[..., Serv
     assert "y" * 600 not in text and "z" * 600 not in text
     if style == "json":
         rows = [json.loads(line) for line in text.splitlines()]
-        assert any(EVIL[4:9] in str(row) for row in rows), "and can be read back"
+        assert any(row.get("login") == EVIL for row in rows), "and can be read back"
         assert all(
             len(value) <= 512
             for row in rows
