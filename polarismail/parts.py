@@ -245,7 +245,7 @@ class Parts:
 
     def _tls_options(self, protocol: str) -> Callable[[], Speaking | None]:
         options = None if self.certificates is None else self.certificates.speaking(protocol)
-        return lambda: options
+        return lambda: options if options is not None and options.ready else None
 
     @property
     def sessions(self) -> int:

@@ -67,7 +67,7 @@ class CountingFactory:
     @property
     def offers_tls(self) -> bool:
         """STARTTLS or STLS may be offered to the next client."""
-        return self.context.listener.tls == "starttls" and self.context.tls_options() is not None
+        return bool(self.context.listener.tls == "starttls")
 
     def admits_handshake(self, address: str) -> bool:
         """Count a handshake that is to begin. False: there have been too many."""

@@ -51,12 +51,22 @@ class CertificateStore:
     def __init__(self, certificate_path: str, key_path: str, *, pem: tuple[bytes, bytes] | None = None) -> None:
         """`pem`: what the files held when somebody read them who may not be able to any more."""
         self._paths = certificate_path, key_path
-        self.pem = pem or (_read_file(certificate_path), _read_file(key_path))
-        self._context, self.expires = _server_context(*self._paths, self.pem)
+        octets = self.pem = pem or (_read_file(certificate_path), _read_file(key_path))
+        self._context, self.expires = _server_context(*self._paths, octets)
 
+    @classmethod
+    def without(cls, certificate_path: str, key_path: str, problem: str) -> CertificateStore:
+        """A store that has no certificate until `reload` succeeds: every handshake fails, and the rest of the server lives."""
+        store = cls.__new__(cls)
+        store._paths, store.pem, store.problem = (certificate_path, key_path), None, problem
+        store._context, store.expires = _context(_CIPHERS), 0.0
+        return store
+
+    problem: str = ""
+    """Why there is no certificate."""
     expires: float
     """When the certificate ends to be valid, in seconds since 1970."""
-    pem: tuple[bytes, bytes]
+    pem: tuple[bytes, bytes] | None
     """Certificate chain and key as they were read."""
 
     def reload(self, certificate_path: str | None = None, key_path: str | None = None) -> None:
@@ -68,6 +78,7 @@ class CertificateStore:
         """As `reload`, with what somebody else has read from these files."""
         context, expires = _server_context(certificate_path, key_path, pem)
         self._paths, self.pem, self._context, self.expires = (certificate_path, key_path), pem, context, expires
+        self.problem = ""
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """IOpenSSLServerConnectionCreator: for no protocol that ALPN knows."""
@@ -84,6 +95,11 @@ class Speaking:
 
     def __init__(self, store: CertificateStore, protocol: str) -> None:
         self._store, self._protocol = store, protocol.encode("ascii")
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a certificate."""
+        return self._store.pem is not None
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """IOpenSSLServerConnectionCreator."""

@@ -115,3 +115,16 @@ def test_clients_from_everywhere_do_not_fill_the_memory() -> None:
     for number in range(50_000):
         counter.admit(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5, 0.0)
     assert len(counter._by_network) <= 20_000
+
+
+def test_a_store_without_a_certificate(store: CertificateStore) -> None:
+    """Handshakes fail, until a certificate is there (HOSTILE E11)."""
+    empty = CertificateStore.without("cert.pem", "key.pem", "cert.pem: cannot be read")
+    speaking = empty.speaking("smtp")
+    with pytest.raises((SSL.Error, ssl.SSLError)):
+        shake_hands(speaking.serverConnectionForTLS(None), [])
+    assert not speaking.ready and empty.problem
+    assert store.pem is not None
+    empty.replace("cert.pem", "key.pem", store.pem)
+    shake_hands(speaking.serverConnectionForTLS(None), ["smtp"])
+    assert speaking.ready and not empty.problem
