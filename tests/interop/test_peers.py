@@ -205,7 +205,7 @@ def test_postfix_relays_to_us_and_we_relay_to_postfix(
             )
         (file,) = wait_until(lambda: list(postfix.new.iterdir()) if postfix.new.is_dir() else [], "Postfix's delivery")
         text = file.read_text()
-        assert "From: ann@here.test\r\nSubject: to postfix\n" in text
+        assert "Subject: to postfix\n" in text
         assert text.endswith("\n\n.dots\n")
         import smtplib
 
