@@ -26,8 +26,11 @@ from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.net.accepting import Stage
 from polarismail.net.limits import ConnectionCounter
-from polarismail.net.listeners import Listener
+from polarismail.net.listener_counter import ListenerCounter
+from polarismail.net.listeners import NO_LIMITS, Listener
+from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
 from polarismail.net.tls import CertificateStore
@@ -39,6 +42,7 @@ from polarismail.relay.settings import RelaySettings
 from polarismail.serve.maildrop_door import MaildropDoors
 from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
 from polarismail.store.spool import Spool
@@ -63,9 +67,12 @@ class Parts:
         place: Place | None = None,
         shares: Shares | None = None,
         channel: Channel | None = None,
+        own_endpoints: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
-        """`place`, `shares` and `channel`: where this is one of several workers."""
+        """`place`, `shares` and `channel`: where this is one of several workers. `own_endpoints`: where SMTP is answered, as
+        the sockets themselves say."""
         self.config, self._reactor, self._now = config, reactor, now
+        self._own_endpoints = own_endpoints
         self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
         self.lag = LagGauge(reactor, record_event)
@@ -98,7 +105,7 @@ class Parts:
             self.spool,
             self.resolver,
             self.local,
-            _relay_settings(config),
+            self._relay_settings(config),
             hostname=config.hostname,
             compose=bounces.compose,
             record_event=record_event,
@@ -145,11 +152,19 @@ class Parts:
         )
         self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
         self._factories: list[Any] = []
+        self._proxy_stages: list[ProxyStage] = []
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
         return ConnectionCounter(self.config.connections, shared)
+
+    def _counter_of(self, listener: Listener) -> Any:
+        counter = self._counters[listener.protocol]
+        if listener.limits == NO_LIMITS and not listener.proxy_networks:
+            return counter
+        shared = None if self.fellows is None else self.fellows.shares.counting(listener.protocol)
+        return ListenerCounter(listener, counter, shared)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -194,6 +209,19 @@ class Parts:
         self._factories.append(made)
         return made if listener.tls != "implicit" else self._inside_tls(made)
 
+    def stages(self, listener: Listener) -> list[Stage]:
+        """What its connections go through before the factory's."""
+        if not listener.proxy_networks:
+            return []
+        made = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
+        self._proxy_stages.append(made)
+        return [made]
+
+    def stop_stages(self) -> None:
+        """Close what has not become a session yet. Idempotent."""
+        for each in self._proxy_stages:
+            each.stop()
+
     def _smtp(self, listener: Listener) -> Any:
         # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
         from polarismail.serve.smtp import ESMTPFactory
@@ -206,13 +234,13 @@ class Parts:
             tls_options=self._tls_options,
             record_event=self._telemetry.record_event,
             settings=self._engine_settings(listener),
-            session_settings=self.config.session,
+            session_settings=self._session_settings(listener),
             transport_settings=self.config.transport,
-            counter=self._counters["smtp"],
+            counter=self._counter_of(listener),
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(self.config.smtp, hostname=self.config.hostname)
+        settings = evolve(self.config.smtp, hostname=self.config.hostname, **listener.limits.over(self.config.smtp))
         if listener.role != "submission":
             return settings
         strict = submission_settings()
@@ -222,6 +250,10 @@ class Parts:
             bare_line_ends=strict.bare_line_ends,
             max_text_line_octets=strict.max_text_line_octets,
         )
+
+    def _session_settings(self, listener: Listener) -> SessionSettings:
+        settings = self.config.session
+        return evolve(settings, **listener.limits.over(settings))
 
     def _pop3(self, listener: Listener) -> Any:
         return Pop3Factory(
@@ -234,7 +266,7 @@ class Parts:
             settings=self.config.pop3.engine,
             session_settings=self.config.pop3.session,
             transport_settings=self.config.transport,
-            counter=self._counters["pop3"],
+            counter=self._counter_of(listener),
         )
 
     def _inside_tls(self, factory: Any) -> Any:
@@ -271,27 +303,22 @@ class Parts:
         for counter in self._counters.values():
             counter.limits = config.connections
         self.greylist.reconfigure(config.greylisting)
-        self.manager.reconfigure(_relay_settings(config))
+        self.manager.reconfigure(self._relay_settings(config))
+        for stage in self._proxy_stages:
+            stage.settings = config.proxy
         for made in self._factories:
             listener = made.context.listener
             if listener.protocol == "pop3":
                 made.reconfigure(config.pop3.engine, config.pop3.session, config.transport)
             else:
-                made.reconfigure(self._engine_settings(listener), config.session, config.transport)
+                made.reconfigure(self._engine_settings(listener), self._session_settings(listener), config.transport)
 
-
-def _relay_settings(config: Config) -> RelaySettings:
-    """The relay's settings with what is said elsewhere in the configuration: where we listen, so that no MX loops to us."""
-    endpoints = frozenset(
-        (address, listener.port)
-        for listener in config.listeners
-        if listener.protocol == "smtp"
-        for address in ((listener.address,) if listener.address else ("0.0.0.0", "::"))
-    )
-    return evolve(
-        config.relay,
-        routing=evolve(config.relay.routing, own_endpoints=endpoints),
-        client=evolve(config.relay.client, max_recipients=config.relay.recipients_per_transaction),
-        local_batch=config.local.batch,
-        large_octets=config.local.small_octets,
-    )
+    def _relay_settings(self, config: Config) -> RelaySettings:
+        """The relay's settings with what is said elsewhere: where we listen, so that no MX loops to us."""
+        return evolve(
+            config.relay,
+            routing=evolve(config.relay.routing, own_endpoints=self._own_endpoints),
+            client=evolve(config.relay.client, max_recipients=config.relay.recipients_per_transaction),
+            local_batch=config.local.batch,
+            large_octets=config.local.small_octets,
+        )

@@ -22,7 +22,7 @@ from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared
-from polarismail.net import listeners
+from polarismail.net import binding, listeners
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
@@ -92,13 +92,22 @@ class MailService(TopService):
             place=place,
             shares=shares,
             channel=self._channel,
+            own_endpoints=binding.endpoints(
+                [
+                    each
+                    for listener in self.config.listeners
+                    if listener.protocol == "smtp"
+                    for each in self._prepared.bound[listener.name]
+                ]
+            ),
         )
         await self.parts.start()
         if self._stopping:
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
-            bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
-            self._ports += listeners.serve(self.reactor, bound, factory, shares)
+            factory, stages = self.parts.factory(listener), self.parts.stages(listener)
+            bound = self._prepared.bound.pop(listener.name)
+            self._ports += listeners.serve(self.reactor, bound, factory, shares, stages)
         poll_plainly(self.reactor)
         memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
@@ -150,6 +159,8 @@ class MailService(TopService):
         await self._wait_while(lambda: self._starting, self.config.transport.drain_seconds)
         await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports.clear()
+        if self.parts is not None:
+            self.parts.stop_stages()
         if self._prepared is not None:
             self._prepared.close()
         parts = self.parts

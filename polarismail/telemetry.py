@@ -52,6 +52,7 @@ EVENTS = (
     "alarm",  # an operator must look: queue_id recipient reply
     "login",
     "login-failed",  # client listener login: fit for fail2ban
+    "proxy-refused",  # listener proxy problem refused (how many since the last such line)
     "started",
     "stopped",
     "reloaded",
