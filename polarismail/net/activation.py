@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 
 from attrs import define
 
@@ -27,10 +27,13 @@ class InheritedSockets:
     problem: str = ""
 
     @classmethod
-    def from_environment(cls, environment: MutableMapping[str, str] | None = None) -> InheritedSockets:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> InheritedSockets:
         """Read what systemd says, and take it out. Never raises."""
-        environment = os.environ if environment is None else environment
-        pid, count, names = (environment.pop(name, "") for name in _VARIABLES)
+        if environment is None:
+            environment = _initial_environment()
+            for name in _VARIABLES:
+                os.environ.pop(name, None)
+        pid, count, names = (environment.get(name, "") for name in _VARIABLES)
         if not count:
             return cls({}, "systemd has handed over no sockets; is the service started by its .socket unit?")
         if pid != str(os.getpid()):
@@ -83,3 +86,13 @@ class InheritedSockets:
                 f'systemd hands over a socket named "{next(iter(self.names.values()))}" (FileDescriptorName=), '
                 "which is the address of no listener"
             )
+
+
+def _initial_environment() -> dict[str, str]:
+    """What the process was started with. Twisted takes the variables out of `os.environ` when its endpoints are imported."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            words = [os.fsdecode(each).partition("=") for each in file.read().split(b"\0")]
+    except OSError:
+        return dict(os.environ)
+    return {name: value for name, _, value in words}

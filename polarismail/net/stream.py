@@ -53,7 +53,8 @@ class Stream(Server):
         self.connected = 1
 
     def __repr__(self) -> str:
-        return f"<{type(self.protocol).__name__ if self.connected else 'closed'} from {self.client[0] if self.client else 'here'}>"
+        where = self.client[0] if self.client else "here"
+        return f"<{type(self.protocol).__name__ if self.connected else 'closed'} from {where}>"
 
     def getPeer(self) -> Any:
         """Who the client is, which need not be who is at the socket's other end: a proxy may speak for it."""
