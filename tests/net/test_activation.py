@@ -39,10 +39,28 @@ def test_what_nobody_takes_is_a_fault_and_what_is_taken_is_not() -> None:
         inherited = InheritedSockets({number: "smtp"})
         with pytest.raises(ConfigError, match="which is the address of no listener"):
             inherited.check_all_taken()
-        with pytest.raises(ConfigError, match='named "mx" .*: there are smtp'):
+        with pytest.raises(ConfigError, match=r'named "mx" .*: there are smtp'):
             inherited.named("x", "mx")
         (taken,) = inherited.named("x", "smtp")
         inherited.check_all_taken()
         with taken:
             assert not taken.getblocking()
             assert not taken.get_inheritable()
+
+
+def test_a_descriptor_is_looked_at_before_it_is_believed() -> None:
+    inherited = InheritedSockets({}, "systemd has handed over no sockets")
+    with pytest.raises(
+        ConfigError, match=r'listener "x": no socket .* named "mx" .*: systemd has handed over no sockets'
+    ):
+        inherited.named("x", "mx")
+    reading, writing = os.pipe()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as idle:
+        for number in (reading, datagrams.fileno(), idle.fileno()):
+            with pytest.raises(ConfigError, match=f'listener "x": descriptor {number} is no '):
+                inherited.numbered("x", number)
+            os.fstat(number)  # it stays whose it is
+        os.close(reading)
+        os.close(writing)
+        with pytest.raises(ConfigError, match=f'listener "x": descriptor {reading} is no socket'):
+            inherited.numbered("x", reading)
