@@ -95,7 +95,7 @@ def _bind_unix(listener: Listener, uid: int | None, gid: int | None) -> socket.s
         _remove_stale(path)
         bound = unix_sockets.listen(path, listener.socket_mode, _BACKLOG)
         if os.geteuid() == 0 or listener.socket_group:
-            os.chown(path, -1 if uid is None or os.geteuid() != 0 else uid, -1 if gid is None else gid)
+            _give(path, uid if os.geteuid() == 0 else None, gid)
     except OSError as problem:
         if bound is not None:
             bound.close()
@@ -105,6 +105,18 @@ def _bind_unix(listener: Listener, uid: int | None, gid: int | None) -> socket.s
             "the service make files in that directory, and give them to that group?"
         ) from problem
     return bound
+
+
+def _give(path: str, uid: int | None, gid: int | None) -> None:
+    """Change whose socket this is, and of nothing else: whoever the directory belongs to may put another file there, which root
+    must not give away."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "the socket has gone", path)
+        os.chown(f"/proc/self/fd/{descriptor}", -1 if uid is None else uid, -1 if gid is None else gid)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_stale(path: str) -> None:

@@ -485,12 +485,20 @@ def test_a_socket_of_systemd_that_nobody_serves_is_said_at_the_start(
     assert not (tmp_path / "mx.sock").exists()  # nothing stays bound
 
 
-def test_a_descriptor_is_served(make_server: Callable[..., Server]) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as given:
+def test_a_descriptor_is_served_and_known_as_ours(
+    make_server: Callable[..., Server], make_helper: Callable[..., Helper]
+) -> None:
+    zone = {"loop.test": {"MX": [[10, "mx.loop.test"]]}, "mx.loop.test": {"A": ["127.0.0.1"]}}
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as given:
         extra = listener("handed", "mx", "none", f'address = "fd:{given.fileno()}"')
-        server = make_server(extra=extra).start(descriptors=(given.fileno(),))
-        port = given.getsockname()[1]
+        server = make_server(extra=extra, dns_port=make_helper("dns", zone).port, remote_port=port)
+        server.start(descriptors=(given.fileno(),))
         with Client(lambda: socket.create_connection(("127.0.0.1", port), 20)) as smtp:
             smtp.sendmail("who@else.test", ["bob@here.test"], TEXT)
         server.wait_for_messages("bob@here.test", 1)
         assert server.events("received")[0]["listener"] == "handed"
+        with server.smtp("submission", "ann@here.test") as smtp:
+            smtp.sendmail("ann@here.test", ["far@loop.test"], TEXT)
+        (event,) = wait_until(lambda: server.events("failed"), "the loop is seen before we connect to ourselves")
+        assert "loop" in event["reply"]

@@ -31,7 +31,8 @@ class HAProxy:
 
     def __init__(self, directory: Path, server: Server, ports: dict[str, int], path: Path) -> None:
         self.ports = {name: free_port() for name in _WAYS}
-        text = "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 10s\n  timeout client 30s\n  timeout server 30s\n"
+        text = "global\n  maxconn 100\ndefaults\n  mode tcp\n"
+        text += "  timeout connect 10s\n  timeout client 30s\n  timeout server 30s\n"
         text += "  unique-id-format %{+X}o%ci_%cp\n"
         for name, (to, how) in _WAYS.items():
             where = f"unix@{path}" if to == "unix" else f"127.0.0.1:{ports[to]}"

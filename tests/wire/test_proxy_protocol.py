@@ -89,7 +89,7 @@ def test_a_checksum_finds_a_wrong_octet_of_the_addresses(source: str, port: int,
 
 
 def test_checksum_of_the_rfc() -> None:
-    """RFC 3720 §B.4."""
+    """RFC 3720 §12.1, with the octets of its examples."""
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(bytes([0xFF]) * 32) == 0x62A8AB43
     assert crc32c(bytes(range(32))) == 0x46DD794E
