@@ -111,9 +111,9 @@ def test_submission_and_pop3_have_no_gate(server: Server) -> None:
     for port in ("submission", "pop3"):
         with socket.create_connection(("127.0.0.1", server.ports[port]), 30, ("127.3.3.4", 0)) as client:
             assert client.recv(3) in (b"220", b"+OK")
-    with socket.create_connection(("127.0.0.1", server.ports["submissions"]), 30, ("127.3.3.4", 0)) as client:
-        with server.tls.wrap_socket(client, server_hostname="localhost") as secure:
-            assert secure.recv(3) == b"220"
+    plain = socket.create_connection(("127.0.0.1", server.ports["submissions"]), 30, ("127.3.3.4", 0))
+    with server.tls.wrap_socket(plain, server_hostname="localhost") as secure:
+        assert secure.recv(3) == b"220"
 
 
 def test_a_gate_that_is_switched_off_stands_open(server: Server) -> None:

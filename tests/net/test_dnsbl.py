@@ -31,9 +31,7 @@ class Asking:
         resolver = Resolver(
             reactor, ResolverSettings(servers=(("127.0.0.1", self.port),), timeout_seconds=0.3, tries=1)
         )
-        made = DnsLists(
-            resolver.ipv4_addresses, reactor, DnsListSettings(lists=lists, allow_lists=allow, **settings)
-        )
+        made = DnsLists(resolver.ipv4_addresses, reactor, DnsListSettings(lists=lists, allow_lists=allow, **settings))
         made.when_known = self.known.__setitem__
         return made
 
@@ -73,7 +71,9 @@ def test_a_pattern_is_four_ranges(low: tuple[int, ...], high: tuple[int, ...]) -
     assert parse_pattern("127.*.0.2") == (range(127, 128), range(256), range(1), range(2, 3))
 
 
-@pytest.mark.parametrize("text", ["", "127.0.0", "127.0.0.256", "127.0.0.9..2", "127.0.0.2..", "127.0.0.2-5", "a.b.c.d"])
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0", "127.0.0.256", "127.0.0.9..2", "127.0.0.2..", "127.0.0.2-5", "a.b.c.d"]
+)
 def test_what_is_no_pattern(text: str) -> None:
     with pytest.raises(ValueError, match=r"answers: expected four octets as"):
         DnsList("bl.test", answers=(text,))

@@ -303,9 +303,7 @@ def test_five_thousand_waiters_cost_less_than_2_kb_each() -> None:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         clock = Clock()
-        settings = GateSettings(
-            dns=DnsListSettings((DnsList("one.test"), DnsList("two.test"))), allow_networks=()
-        )
+        settings = GateSettings(dns=DnsListSettings((DnsList("one.test"), DnsList("two.test"))), allow_networks=())
         known = KnownClients(SilentDatabase(), clock, settings.known)
         keeper = Gatekeeper(
             known, DnsLists(lambda name: Deferred(), clock, settings.dns), settings, now=lambda: 1_800_000_000.0
