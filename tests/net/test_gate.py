@@ -305,9 +305,13 @@ def test_five_thousand_waiters_cost_less_than_2_kb_each() -> None:
         clock = Clock()
         settings = GateSettings(dns=DnsListSettings((DnsList("one.test"), DnsList("two.test"))), allow_networks=())
         known = KnownClients(SilentDatabase(), clock, settings.known)
-        keeper = Gatekeeper(
-            known, DnsLists(lambda name: Deferred(), clock, settings.dns), settings, now=lambda: 1_800_000_000.0
-        )
+        questions: list[Deferred[tuple[str, ...]]] = []
+
+        def find(name: str) -> Deferred[tuple[str, ...]]:
+            questions.append(Deferred())
+            return questions[-1]
+
+        keeper = Gatekeeper(known, DnsLists(find, clock, settings.dns), settings, now=lambda: 1_800_000_000.0)
         gate = Gate(clock, keeper, WaitSettings(max_waiting=count))
         stack.callback(gate.stop)
         clients = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -327,4 +331,5 @@ def test_five_thousand_waiters_cost_less_than_2_kb_each() -> None:
                 clock.advance(0)  # the look-up begins, and the others wait for it
         each = (tracemalloc.get_traced_memory()[0] - before) / count
         assert gate.statistics()["waiting"] == count and not passed
+        assert len(questions) == 2 * settings.dns.lists_at_once
         assert 400 < each < 2048, each  # a socket object alone is some 100
