@@ -27,7 +27,7 @@ class Gatekeeper:
     ) -> None:
         self.known, self.lists = known, lists
         self.let_in: Callable[[str], None] = lambda address: None
-        self._now = now
+        self._now, self._when_found = now, self._found  # bound once, not for each who waits
         self._counts: Counter[str] = Counter()
         lists.when_known = self._listed
         self._obey(settings)
@@ -52,7 +52,7 @@ class Gatekeeper:
 
     def look_into(self, address: str) -> None:
         """See Keeper."""
-        self.known.find(_network(address), self._now()).addCallback(self._found, address)
+        self.known.find(_network(address), self._now(), self._when_found, address)
         listing = self.lists.ask(address)
         if is_vouched_for(listing):
             self._vouched(address)
@@ -82,8 +82,8 @@ class Gatekeeper:
             **self.lists.statistics(),
         }
 
-    def _found(self, known: bool, address: str) -> None:
-        if known and self._may_stay_known(address):
+    def _found(self, address: str) -> None:
+        if self._may_stay_known(address):
             self.let_in(address)
 
     def _may_stay_known(self, address: str) -> bool:

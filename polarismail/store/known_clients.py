@@ -114,10 +114,13 @@ class KnownClients:
             self.find(network, now)
         return True
 
-    def find(self, network: str, now: float) -> Deferred[bool]:
-        """Ask the database, because memory does not know, or no longer. Never fails."""
+    def find(
+        self, network: str, now: float, then: Callable[[str], None] | None = None, argument: str = ""
+    ) -> Deferred[bool]:
+        """Ask the database, because memory does not know, or no longer. Never fails. `then(argument)` is called where the
+        network is known: one callback of a Deferred less to keep for each of thousands who wait."""
         answer: Deferred[Any] = self._lookups.ask(network)
-        return answer.addCallbacks(self._found, self._not_found, (network, now))
+        return answer.addCallbacks(self._found, self._not_found, (network, now, then, argument))
 
     def remember(self, network: str, now: float) -> None:
         """It has passed."""
@@ -146,7 +149,15 @@ class KnownClients:
         fetched: Deferred[dict[str, float | Unavailable]] = self._database.read(partial(read, networks=networks))
         return fetched
 
-    def _found(self, last_seen: float, network: str, now: float) -> bool:
+    def _found(
+        self, last_seen: float, network: str, now: float, then: Callable[[str], None] | None, argument: str
+    ) -> bool:
+        known = self._judge(last_seen, network, now)
+        if known and then is not None:
+            then(argument)
+        return known
+
+    def _judge(self, last_seen: float, network: str, now: float) -> bool:
         change = self._changed.get(network) or self._writing.get(network)
         if change is not None and change[0] is not Change.SEEN:
             return change[0] is Change.PASSED  # the database does not know of that yet
