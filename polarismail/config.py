@@ -22,6 +22,7 @@ from polarismail.net.listeners import NO_PORT, Listener
 from polarismail.net.proxying import ProxySettings
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
+from polarismail.policy.gate import GateSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.relay.local import LocalSettings
 from polarismail.relay.routing import Smarthost
@@ -144,6 +145,7 @@ class Config:
     connections: ConnectionLimits = field(factory=ConnectionLimits)
     proxy: ProxySettings = field(factory=ProxySettings)
     transport: TransportSettings = field(factory=TransportSettings)
+    gate: Annotated[GateSettings, Flat("wait", "dns", "known")] = field(factory=GateSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)

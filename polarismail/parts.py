@@ -27,13 +27,16 @@ from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
 from polarismail.net.accepting import Stage
+from polarismail.net.dnsbl import DnsLists
+from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listener_counter import ListenerCounter
-from polarismail.net.listeners import NO_LIMITS, Listener
+from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
 from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
 from polarismail.net.tls import CertificateStore
+from polarismail.policy.gatekeeper import Gatekeeper
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
@@ -45,6 +48,7 @@ from polarismail.serve.reception import Desk, Reception
 from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
+from polarismail.store.known_clients import KnownClients
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
@@ -83,6 +87,9 @@ class Parts:
         self.greylist = Greylist(self.counters, reactor, config.greylisting, now=now)
         self.passwords = Passwords(reactor, config.auth.passwords)
         self.resolver = Resolver(reactor, config.dns)
+        self.gatekeeper = self._make_gatekeeper()
+        self.gate = Gate(reactor, self.gatekeeper, config.gate.wait, record_event=record_event)
+        self.gatekeeper.let_in = self.gate.let_in
         self.local = LocalDelivery(
             reactor,
             self.spool.read,
@@ -144,6 +151,7 @@ class Parts:
             manager=self.manager,
             fellows=self.fellows,
             lag=self.lag,
+            describe_gate=lambda: self.gate.statistics() | self.gatekeeper.statistics(),
             now=now,
         )
         inherited = None if place is None else socket.socket(fileno=place.control)
@@ -166,6 +174,18 @@ class Parts:
         shared = None if self.fellows is None else self.fellows.shares.counting(listener.protocol)
         return ListenerCounter(listener, counter, shared)
 
+    def _make_gatekeeper(self) -> Gatekeeper:
+        settings = self.config.gate
+        # A resolver of its own, so that a flood of clients takes neither places nor answers from mail that goes out; and one
+        # that gives up when its answers would come too late.
+        patience = min(self.config.dns.timeout_seconds, max(settings.wait.wait_seconds, 1.0))
+        resolver = Resolver(
+            self._reactor, evolve(self.config.dns, timeout_seconds=patience, tries=1, cache_entries=1000)
+        )
+        known = KnownClients(self.counters, self._reactor, settings.known, now=self._now)
+        lists = DnsLists(resolver.ipv4_addresses, self._reactor, settings.dns)
+        return Gatekeeper(known, lists, settings, now=self._now)
+
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -173,6 +193,7 @@ class Parts:
         order: tuple[Any, ...] = (
             self.database,
             self.counters,
+            self.gatekeeper.known,
             self.spool,
             self.passwords,
             self.directory,
@@ -210,17 +231,23 @@ class Parts:
         return made if listener.tls != "implicit" else self._inside_tls(made)
 
     def stages(self, listener: Listener) -> list[Stage]:
-        """What its connections go through before the factory's."""
-        if not listener.proxy_networks:
-            return []
-        made = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
-        self._proxy_stages.append(made)
-        return [made]
+        """What its connections go through before they cost anything: who they are comes first."""
+        stages: list[Stage] = []
+        if listener.proxy_networks:
+            proxies = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
+            self._proxy_stages.append(proxies)
+            stages.append(proxies)
+        # Behind implicit TLS the client speaks first, and elsewhere it logs in.
+        if listener.role == "mx" and listener.tls != "implicit":
+            own = listener.relay_networks + listener.proxy_networks
+            stages.append(StrangersOnly(self.gate, own) if own else self.gate)
+        return stages
 
     def stop_stages(self) -> None:
-        """Close what has not become a session yet. Idempotent."""
+        """Listeners are closed: what has not become a session yet ends, told so where it can be."""
         for each in self._proxy_stages:
             each.stop()
+        self.gate.stop()
 
     def _smtp(self, listener: Listener) -> Any:
         # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
@@ -302,6 +329,8 @@ class Parts:
         self.desk.settings = config.reception
         for counter in self._counters.values():
             counter.limits = config.connections
+        self.gate.settings = config.gate.wait
+        self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(self._relay_settings(config))
         for stage in self._proxy_stages:

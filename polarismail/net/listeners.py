@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from attrs import field, fields_dict, frozen
 
-from polarismail.net.accepting import Acceptor, Stage
+from polarismail.net.accepting import Acceptor, Client, GoOn, Stage
 from polarismail.net.shares import Shares
 from polarismail.values.network import LOCAL_CLIENT, NetworkList
 
@@ -202,6 +202,24 @@ def is_in(client_address: str, networks: tuple[str, ...]) -> bool:
 @lru_cache(64)
 def _network_list(networks: tuple[str, ...]) -> NetworkList:
     return NetworkList([each for each in networks if each != LOCAL_CLIENT])
+
+
+class StrangersOnly:
+    """A stage that clients of these networks pass by: machines of ours, and what a proxy does for itself."""
+
+    def __init__(self, stage: Stage, networks: tuple[str, ...]) -> None:
+        self._stage, self._networks = stage, networks
+
+    def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
+        """See Stage."""
+        if is_in(client[0] if client else LOCAL_CLIENT, self._networks):
+            go_on(accepted, client)
+        else:
+            self._stage.take(accepted, client, go_on)
+
+    def stop(self) -> None:
+        """See Stage."""
+        self._stage.stop()
 
 
 def serve(

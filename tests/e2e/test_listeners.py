@@ -59,7 +59,8 @@ class World:
         self.dns = Helper(directory, "dns", zone)
         self.ports = {name: free_port() for name in _TCP}
         self.socket, self.proxied_socket = directory / "server" / "run" / "mx.sock", directory / "server" / "run" / "p"
-        extra = "[proxy]\nheader_seconds = 1.0\nwaiting = 3\n"
+        extra = "[proxy]\nheader_seconds = 1.0\nwaiting = 3\n[gate]\nwait_seconds = 1.0\nallow_networks = "
+        extra += '["127.0.0.0/26", "192.0.2.0/24", "203.0.113.0/24", "2001:db8::/32"]\n'
         for name, (role, tls, more) in _TCP.items():
             extra += listener(name, role, tls, f'address = "127.0.0.1"\nport = {self.ports[name]}\n{more}')
         unix = 'plaintext_auth = "networks"\nrelay_networks = ["local"]\n'
@@ -183,6 +184,12 @@ def test_tls_may_come_in_the_same_segment(world: World, header: bytes) -> None:
             except ssl.SSLWantReadError:
                 incoming.write(client.recv(65536))
         assert greeting.startswith(b"220 ")
+
+
+def test_the_gate_judges_the_client_and_not_the_proxy(world: World) -> None:
+    with world.connect("proxied", render_line("198.51.100.66", 5000) + b"EHLO client.test\r\n") as client:
+        assert client.recv(3) == b"554"
+    world.wait_for_event("gate-refused", client="198.51.100.66")
 
 
 def test_mail_over_implicit_tls_behind_a_proxy_knows_its_client(world: World) -> None:
