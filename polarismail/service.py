@@ -158,8 +158,6 @@ class MailService(TopService):
         await self._wait_while(lambda: self._starting, self.config.transport.drain_seconds)
         await DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         self._ports.clear()
-        if self.parts is not None:
-            self.parts.stop_stages()
         if self._prepared is not None:
             self._prepared.close()
         parts = self.parts

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from polarismail.net.listeners import Listener
+from polarismail.net.listeners import Listener, StrangersOnly
 from polarismail.net.proxying import ProxySettings, ProxyStage
 from tests.proxies import render_block, render_line
 
@@ -138,3 +138,25 @@ def test_the_oldest_of_too_many_makes_room(world: World) -> None:
     world.wake()
     assert len(world.begun) == 2
     assert world.events[0]["problem"] == "too many wait"
+
+
+def test_machines_of_ours_pass_by_what_is_for_strangers(world: World) -> None:
+    class Wall:
+        def take(self, accepted: socket.socket, client: Any, go_on: Any) -> None:
+            accepted.close()
+
+        def stop(self) -> None: ...
+
+    stage = StrangersOnly(Wall(), ("192.0.2.0/24", "local"))
+    for client, passes in (
+        ((), True),
+        (("192.0.2.7", 1), True),
+        (("198.51.100.7", 1), False),
+        (("2001:db8::7", 1, 0, 0), False),
+    ):
+        ours, theirs = socket.socketpair()
+        went: list[Any] = []
+        stage.take(ours, client, lambda accepted, who, went=went: went.append(who))
+        assert went == ([client] if passes else [])
+        ours.close()
+        theirs.close()
