@@ -21,6 +21,7 @@ from polarismail.message.headers import count_received
 from polarismail.message.trace import delivery_fields, received_field
 from polarismail.policy.relaying import check_recipient, expand_recipient
 from polarismail.policy.verdict import Accept, Verdict
+from polarismail.policy.wishes import WishSettings, grant
 from polarismail.store.interfaces import (
     Account,
     Committed,
@@ -32,7 +33,7 @@ from polarismail.store.interfaces import (
     Submission,
 )
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.reply import (
     NO_ROOM,
@@ -58,6 +59,7 @@ class ReceptionSettings:
     max_hops: int = 50  # Received fields (HOSTILE 0)
     max_expanded_recipients: int = 5000  # after aliases
     header_octets: int = 65536  # how far trace fields are looked for
+    wishes: WishSettings = field(factory=WishSettings)
 
 
 @define
@@ -84,9 +86,18 @@ class Reception:
         self.account = account
         self._desk = desk
 
-    def check_mail(self, facts: SessionFacts, mail: Any) -> Reply | Deferred[Reply]:
-        """Whether this reverse-path may begin a transaction."""
-        return SENDER_OK
+    def check_mail(self, facts: SessionFacts, mail: Any) -> Reply | tuple[Reply, MailOptions]:
+        """Whether this reverse-path may begin a transaction, and what is granted to it."""
+        if mail.wishes is None:
+            return SENDER_OK
+        desk = self._desk
+        reply, options = grant(
+            mail.wishes, is_known=self.account is not None, now=desk.now(), settings=desk.settings.wishes
+        )
+        if options is None:
+            self._record_refusal(facts, Envelope(mail.reverse_path, ()), reply, "mail")
+            return reply
+        return reply, options
 
     def check_rcpt(
         self, facts: SessionFacts, envelope: Envelope, rcpt: Any
@@ -108,7 +119,7 @@ class Reception:
         only = recipients[0]
 
         def front(queue_id: str) -> tuple[bytes, bytes]:
-            trace = received_field(facts, self._desk.hostname, queue_id, only.original, self._desk.now())
+            trace = self._trace(facts, envelope, queue_id, self._desk.now())
             return delivery_fields(envelope.reverse_path, only.forward_path), trace
 
         return self._desk.spool.draft(front)
@@ -126,11 +137,21 @@ class Reception:
             self._record_refusal(facts, envelope, problem, "end-of-data")
             return succeed(problem)
         desk = self._desk
-        now = desk.now()
-        only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
-        trace = draft.trace or received_field(facts, desk.hostname, draft.queue_id, only, now)
+        trace = draft.trace or self._trace(facts, envelope, draft.queue_id, desk.now())
         done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
         return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
+
+    def _trace(self, facts: SessionFacts, envelope: Envelope, queue_id: str, now: float) -> bytes:
+        only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
+        return received_field(
+            facts,
+            self._desk.hostname,
+            queue_id,
+            only,
+            now,
+            smtputf8=envelope.smtputf8,
+            priority=envelope.options.priority,
+        )
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -175,10 +196,12 @@ class Reception:
             "listener": facts.listener,
             "reverse_path": str(message.reverse_path or ""),
             "size": message.size,
-            "recipients": len(result.recipients),
+            "recipients": message.recipient_count,
         }
         if facts.account:
             fields["account"] = facts.account
+        if message.options is not NO_OPTIONS:
+            fields |= _granted(message.options)
         if bare:
             fields["bare_line_ends"] = bare
         self._desk.record_event("received", fields)
@@ -220,3 +243,9 @@ class Reception:
                 "reply": str(reply),
             },
         )
+
+
+def _granted(options: MailOptions) -> dict[str, Any]:
+    """What an operator may want to know of it (RFC 6710 §4.1)."""
+    known = {"priority": options.priority, "hold_until": options.hold_until}
+    return {name: value for name, value in known.items() if value}
