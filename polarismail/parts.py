@@ -212,7 +212,12 @@ class Parts:
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(self.config.smtp, hostname=self.config.hostname)
+        settings = evolve(
+            self.config.smtp,
+            hostname=self.config.hostname,
+            offers=listener.extensions,
+            max_hold_seconds=self.config.reception.wishes.max_hold_seconds,
+        )
         if listener.role != "submission":
             return settings
         strict = submission_settings()

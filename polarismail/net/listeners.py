@@ -20,6 +20,7 @@ from polarismail.net.accepting import Acceptor, Stage
 from polarismail.net.shares import Shares
 from polarismail.values.errors import ConfigError
 from polarismail.values.network import NetworkList
+from polarismail.wire.smtp_parameters import DEFAULT_OFFERS, check_offers
 
 _BACKLOG = 1024
 
@@ -37,13 +38,18 @@ def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
             raise ValueError(f'expected networks as "192.0.2.0/24" or "2001:db8::/32", found {network!r}') from problem
 
 
+def _check_offers(_: object, __: object, offers: tuple[str, ...] | None) -> None:
+    check_offers(offers or ())
+
+
 @frozen
 class Listener:
     """One port that we answer on, `[[listeners]]`.
 
     `tls`: "none", "starttls" (offered; STLS on POP3) or "implicit" (RFC 8314 §3).
     `plaintext_auth`: where passwords may cross the wire in clear: "never"; "networks", for clients from
-    `plaintext_networks`; or "always". Raises ValueError.
+    `plaintext_networks`; or "always". `offers`: extensions of SMTP that are offered, beyond those that always are.
+    Raises ValueError.
     """
 
     name: str
@@ -53,10 +59,13 @@ class Listener:
     address: str = ""  # "": every address of the machine, IPv4 and IPv6
     plaintext_auth: Literal["never", "networks", "always"] = "never"
     plaintext_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
+    offers: tuple[str, ...] | None = field(default=None, validator=_check_offers)  # None: what the role does
 
     def __attrs_post_init__(self) -> None:
         if not self.name.replace("-", "").isalnum():
             raise ValueError(f"name: expected letters, digits and hyphens, found {self.name!r}")
+        if self.offers and self.protocol != "smtp":
+            raise ValueError("offers: SMTP has extensions to offer, POP3 has not")
         if self.address:
             try:
                 ipaddress.ip_address(self.address)
@@ -67,6 +76,11 @@ class Listener:
     def protocol(self) -> Literal["smtp", "pop3"]:
         """What is spoken here; the role says it."""
         return "pop3" if self.role == "pop3" else "smtp"
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions of SMTP that are offered here, of those that can be chosen."""
+        return frozenset(DEFAULT_OFFERS.get(self.role, ()) if self.offers is None else self.offers)
 
 
 def permits_plaintext(listener: Listener, client_address: str) -> bool:

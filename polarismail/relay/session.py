@@ -50,7 +50,6 @@ from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.values.reply import Reply
 from polarismail.wire.smtp_client import Broken, SendContent, SmtpClient, Step, Transaction, read_limits
 
-
 __all__ = ["ClientSettings", "ConnectFailed", "RemoteHost", "Session", "connect"]
 
 

@@ -2,9 +2,9 @@
 """What a transaction says: MAIL and RCPT for a stored message and what its next hop offers. Pure functions.
 
 RFC 1870 §5 and §6 (SIZE); RFC 6152 (8BITMIME: content is never converted, so 8-bit content fails with 5.6.3 where the next
-hop cannot take it); RFC 3461 §5.2.1 and §5.2.2 (DSN parameters go on verbatim to who offers DSN, and to nobody else); RFC 6710
-§4.2 (MT-PRIORITY); RFC 6531 §3.4 and §3.5 (an address beyond ASCII fails with 5.6.7 where the next hop has no SMTPUTF8, a header
-section with 5.6.9; a domain alone goes as A-labels).
+hop cannot take it); RFC 3461 §5.2.1 and §5.2.2 (DSN parameters go on verbatim to who offers DSN, and to nobody else);
+RFC 6710 §4.2 (MT-PRIORITY); RFC 6531 §3.4 and §3.5 (an address beyond ASCII fails with 5.6.7 where the next hop has no
+SMTPUTF8, a header section with 5.6.9; a domain alone goes as A-labels).
 
 Guarantees: no path that is rendered here can end a line; no octet beyond ASCII is in one without SMTPUTF8.
 """

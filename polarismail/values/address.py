@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Addresses of the envelope: one strict parser, and a value whose parts are what is stored and judged.
 
-RFC 5321 §4.1.2 (grammar), §4.1.3 (address literals), §4.5.3.1 (sizes); RFC 5891 (A-labels); RFC 6531 §3.3.
-The local part is opaque: `%`, `!` and a quoted `@` are plain characters and never route anything (HOSTILE A1). Nothing here is lenient, because the
-relay decision is taken on what this parser returns.
+RFC 5321 §4.1.2 (grammar), §4.1.3 (address literals), §4.5.3.1 (sizes); RFC 5891 (A-labels); RFC 6531 §3.3 (UTF-8). The
+local part is opaque: `%`, `!` and a quoted `@` are plain characters and never route anything (HOSTILE A1). Nothing here is
+lenient, because the relay decision is taken on what this parser returns.
 """
 
 from __future__ import annotations

@@ -58,7 +58,12 @@ def is_orcpt(value: str, *, smtputf8: bool = False) -> bool:
 
 def orcpt_in_ascii(orcpt: str) -> str:
     """The same original recipient for a next hop that takes no octets beyond ASCII (RFC 6533 §3)."""
-    return orcpt if orcpt.isascii() else _BEYOND_ASCII.sub(_embed, orcpt)
+    return orcpt if orcpt.isascii() else embed_beyond_ascii(orcpt)
+
+
+def embed_beyond_ascii(text: str) -> str:
+    """The text with `\\x{HEX}` in the place of what is not ASCII."""
+    return _BEYOND_ASCII.sub(_embed, text)
 
 
 def orcpt_of(mailbox: Mailbox) -> str:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarismail.message.report import DELAYED, FAILED, MAX_RETURNED_OCTETS, Fate, Subject, failure_report
+from polarismail.message.report import DELAYED, FAILED, MAX_RETURNED_OCTETS, Fate, Subject, status_report
 from polarismail.values.address import Mailbox
 
 JOE, ANN = Mailbox.parse("joe@example.org"), Mailbox.parse("ann@example.net")
@@ -39,7 +39,7 @@ def fate(**fields: Any) -> Fate:
 
 
 def report(about: Subject | None = None, *fates: Fate, **fields: Any) -> bytes:
-    return failure_report(
+    return status_report(
         hostname="mail.example.org",
         queue_id="r1",
         reverse_path=JOE,
@@ -218,7 +218,7 @@ def test_no_words_of_others_become_ours(diagnostic: str, remote: str, orcpt: str
 @settings(deadline=None)
 @given(evil)
 def test_a_hostile_reverse_path_breaks_nothing(local: str) -> None:
-    octets = failure_report(
+    octets = status_report(
         hostname="mail.example.org",
         queue_id="r1",
         reverse_path=Mailbox(local, "example.org"),
