@@ -215,7 +215,7 @@ def _status(hostname: str, subject: Subject, fates: Sequence[Fate], smtputf8: bo
 def _original(orcpt: str, smtputf8: bool) -> str:
     kind, _, address = orcpt.partition(";")
     if kind.lower() != "utf-8":
-        return f"{kind}; {_safe(decode_xtext(address))}"
+        return f"{_safe(kind)}; {_safe(decode_xtext(address))}"
     plain = decode_unitext(address)
     return f"{kind}; {_UNSAFE_UTF8.sub('?', plain) if smtputf8 else encode_unitext(plain)}"
 

@@ -73,7 +73,8 @@ def fold_local(local: str) -> str:
     """A local part as it is compared here. What is stored for other hosts, and said to them, stays as it came."""
     if local.isascii():
         return local.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", local).casefold())
+    # Caseless matching as Unicode has it (D145), in the form that people type.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", local).casefold())
 
 
 def login_name(text: str) -> Name | None:

@@ -39,6 +39,7 @@ from polarismail.values.errors import AccountError, BadAddress, Unavailable
 
 # Of RFC 5321's atoms, without those that a shell, a path or a pattern would read: / % * ! ` | and others.
 _LOCAL_PART = re.compile(r"[a-z0-9_][a-z0-9_&'+=~#-]*(?:\.[a-z0-9_&'+=~#-]+)*")
+_PLAIN = {"L": "x", "N": "x", "M": "-"}  # what a letter, a digit and a mark beyond ASCII are judged as
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_MAILDIR = 1024
 _MAX_ID = 2**32 - 2  # (uid_t) -1 means "leave it"
@@ -256,9 +257,10 @@ def _parse_own_domain(text: str) -> str:
 
 def _is_name(local: str) -> bool:
     """Beyond ASCII: letters, marks and digits of any script (RFC 6531 §3.3)."""
-    beyond = [letter for letter in local if not letter.isascii()]
-    plain = "".join(letter if letter.isascii() else "x" for letter in local)
-    return bool(_LOCAL_PART.fullmatch(plain)) and all(unicodedata.category(letter)[0] in "LMN" for letter in beyond)
+    plain = "".join(
+        letter if letter.isascii() else _PLAIN.get(unicodedata.category(letter)[0], "/") for letter in local
+    )
+    return _LOCAL_PART.fullmatch(plain) is not None
 
 
 def _domain_row(connection: Connection, name: str) -> Any:
