@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import email
 import os
 import shutil
@@ -68,6 +70,17 @@ def blocks(report: Any) -> list[Any]:
     return list(report.get_payload(1).get_payload())
 
 
+@contextlib.contextmanager
+def as_joerg(server: Server) -> Iterator[smtplib.SMTP]:
+    """A session of jörg's, whose name smtplib's own login cannot say."""
+    with server.smtp("submission") as client:
+        client.starttls(context=server.tls)
+        client.ehlo()
+        response = base64.b64encode(f"\0{JOERG}\0{PASSWORD}".encode()).decode()
+        assert client.docmd("AUTH", f"PLAIN {response}")[0] == 235
+        yield client
+
+
 # -- DSN --------------------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +121,7 @@ def test_msmtp_asks_for_reports(server: Server, tmp_path: Path) -> None:
     config.write_text(
         f"account default\nhost localhost\nport {server.ports['submission']}\ntls on\ntls_starttls on\n"
         f"tls_trust_file {server.ca}\nauth on\nuser eve@here.test\npassword {PASSWORD}\nfrom eve@here.test\n"
-        "dsn_notify success,failure\ndsn_return hdrs\n"
+        "dsn_notify success,failure\ndsn_return headers\n"
     )
     config.chmod(0o600)
     run_program("msmtp", "-C", config, "bob@here.test", input="Subject: by msmtp with dsn\n\nHello\n")
@@ -120,8 +133,8 @@ def test_msmtp_asks_for_reports(server: Server, tmp_path: Path) -> None:
 
 
 def test_eai_from_end_to_end(server: Server) -> None:
-    for port, name in (("submission", "jörg@xn--bcher-kva.test"), ("mx", None)):
-        with server.smtp(port, name) as client:
+    for port, session in (("submission", as_joerg(server)), ("mx", server.smtp("mx"))):
+        with session as client:
             assert client.has_extn("smtputf8")
             text = f"From: <{JOERG}>\r\nSubject: grüße über {port}\r\n\r\nüber\r\n".encode()
             client.sendmail(JOERG, [JOERG], text, ["SMTPUTF8", "BODY=8BITMIME"])
@@ -138,7 +151,7 @@ def test_eai_from_end_to_end(server: Server) -> None:
 
 
 def test_nothing_is_downgraded_for_a_next_hop_without_it(server: Server) -> None:
-    with server.smtp("submission", "jörg@bücher.test") as client:
+    with as_joerg(server) as client:
         utf8 = ["SMTPUTF8", "BODY=8BITMIME"]
         client.sendmail(JOERG, ["zoe@there.test"], b"Subject: never\r\n\r\nx\r\n", utf8)
         client.sendmail("ann@here.test", ["zoe@there.test"], "Subject: nie grün\r\n\r\nx\r\n".encode(), utf8)
@@ -176,7 +189,7 @@ def test_swaks_is_told_that_an_address_needs_it(server: Server) -> None:
     assert "553 5.6.7" in swaks(server, "mx", JOERG, ok=(24,))
 
 
-# -- FUTURERELEASE, MT-PRIORITY, LIMITS ------------------------------------------------------------------------------------------
+# -- FUTURERELEASE, MT-PRIORITY, LIMITS -------------------------------------------------------------------------------------
 
 
 def test_a_message_waits_for_its_time(server: Server) -> None:
@@ -187,15 +200,14 @@ def test_a_message_waits_for_its_time(server: Server) -> None:
         for option, subject in ((f"HOLDUNTIL={render_moment(until)}", "tomorrow"), ("HOLDFOR=4", "in a moment")):
             assert client.mail("ann@here.test", [option])[0] == 250
             assert client.rcpt("bob@here.test")[0] == 250
-            began = time.time()
             assert client.data(f"Subject: {subject}\r\n\r\nx\r\n")[0] == 250
     rows = {row["hold_until"]: row for row in server.json("queue", "list")}
     assert rows[float(int(until))]["next_attempt"] == float(int(until)) and len(rows) == 2
     server.command("queue", "retry", "--all")
     wait_until(lambda: [m for m in server.messages("bob@here.test") if b"in a moment" in m], "what was held for 4 s")
-    # Not after a time-out of the test, but by the log: it was delivered after its time.
-    delivered = [event for event in server.events("delivered") if event["recipient"] == "bob@here.test"][-1]
-    assert delivered["delay_seconds"] >= 3.5 and time.time() - began >= 3.5
+    (moment,) = (row["queue_id"] for hold, row in rows.items() if hold != float(int(until)))
+    (delivered,) = wait_until(lambda: [e for e in server.events("delivered") if e["queue_id"] == moment], "its event")
+    assert delivered["delay_seconds"] >= 3.9  # by the server's own clock: not before its time
     (left,) = server.json("queue", "list")
     assert left["hold_until"] == float(int(until))
     assert "held until" in server.command("queue", "show", left["queue_id"])
@@ -215,7 +227,8 @@ def test_a_priority_is_in_the_trace_and_in_the_log(server: Server) -> None:
         assert client.data("Subject: urgent\r\n\r\nx\r\n")[0] == 250
     (message,) = wait_until(lambda: [m for m in server.messages("bob@here.test") if b"urgent" in m], "the message")
     assert b"\r\n\tfor <bob@here.test>\r\n\tPRIORITY 4;\r\n" in message
-    assert [event["priority"] for event in server.events("received") if "priority" in event] == [4]
+    (received,) = wait_until(lambda: [e for e in server.events("received") if "priority" in e], "its event")
+    assert received["priority"] == 4
 
 
 def test_each_listener_offers_what_it_honours(server: Server) -> None:
@@ -228,7 +241,7 @@ def test_each_listener_offers_what_it_honours(server: Server) -> None:
         assert {"futurerelease", "mt-priority"} <= set(client.esmtp_features)
 
 
-# -- Postfix ----------------------------------------------------------------------------------------------------------------------
+# -- Postfix ----------------------------------------------------------------------------------------------------------------
 
 
 @needs("postfix")
