@@ -286,7 +286,7 @@ class Session(Protocol):
             plain = message.inline.isascii() if message.inline is not None else None
             if plain is None and "8BITMIME" not in extensions:
                 plain = await is_ascii(message, read, self._settings.piece_octets)
-            utf8 = needs_smtputf8(message, recipients) and "SMTPUTF8" in extensions
+            utf8 = "SMTPUTF8" in extensions and needs_smtputf8(message, recipients)
             if (
                 message.smtputf8
                 and not (utf8 or plain)

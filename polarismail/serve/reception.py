@@ -119,7 +119,15 @@ class Reception:
         only = recipients[0]
 
         def front(queue_id: str) -> tuple[bytes, bytes]:
-            trace = self._trace(facts, envelope, queue_id, self._desk.now())
+            trace = received_field(
+                facts,
+                self._desk.hostname,
+                queue_id,
+                only.original,
+                self._desk.now(),
+                smtputf8=envelope.smtputf8,
+                priority=envelope.options.priority,
+            )
             return delivery_fields(envelope.reverse_path, only.forward_path), trace
 
         return self._desk.spool.draft(front)
@@ -137,21 +145,18 @@ class Reception:
             self._record_refusal(facts, envelope, problem, "end-of-data")
             return succeed(problem)
         desk = self._desk
-        trace = draft.trace or self._trace(facts, envelope, draft.queue_id, desk.now())
-        done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
-        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
-
-    def _trace(self, facts: SessionFacts, envelope: Envelope, queue_id: str, now: float) -> bytes:
         only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
-        return received_field(
+        trace = draft.trace or received_field(
             facts,
-            self._desk.hostname,
-            queue_id,
+            desk.hostname,
+            draft.queue_id,
             only,
-            now,
+            desk.now(),
             smtputf8=envelope.smtputf8,
             priority=envelope.options.priority,
         )
+        done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
+        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
