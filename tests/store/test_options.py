@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from polarismail.store.accepting import Accept
 from polarismail.store.interfaces import Committed, Submission
 from polarismail.store.queue_operations import QueueFilter
 from polarismail.values.envelope import NO_OPTIONS, MailOptions, RecipientState
@@ -120,3 +121,16 @@ def test_an_operator_does_not_deliver_it_sooner(process: Process) -> None:
     assert process.unhold(QueueFilter()) == 1
     (claimed,) = process.claim(process.clock, 10)
     assert claimed.next_attempt == process.clock
+
+
+def test_a_process_that_joins_anew_does_not_take_what_is_held(process: Process) -> None:
+    def owners(options: MailOptions) -> tuple[list[int], list[int]]:
+        submission = Submission(process.write(b"x"), evolve(envelope(), options=options), FACTS, TRACE)
+        accept = Accept(submission, submission.draft, 3, process.clock, 100.0)
+        before = [row[-1] for row in accept.recipients]
+        accept.belong_to(9)
+        submission.draft.abandon()
+        return before, [row[-1] for row in accept.recipients]
+
+    assert owners(NO_OPTIONS) == ([3], [9])
+    assert owners(MailOptions(hold_until=process.clock + 1)) == ([0], [0])
