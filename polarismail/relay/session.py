@@ -44,6 +44,7 @@ from polarismail.relay.transactions import (
     needs_smtputf8,
     plan_recipients,
     plan_sender,
+    split_off,
     too_big,
 )
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
@@ -107,6 +108,7 @@ class Session(Protocol):
         self.transactions = 0
         self.max_recipients, self.max_transactions = settings.max_recipients, _UNLIMITED
         self.stale = False
+        self._max_domains: int | None = None
         self._settings, self._resumption = settings, resumption
         self._engine = SmtpClient(settings.hostname)
         self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
@@ -223,6 +225,7 @@ class Session(Protocol):
         limits = read_limits(self._engine.extensions)
         self.max_recipients = min(self._settings.max_recipients, limits.get("RCPTMAX", _UNLIMITED))
         self.max_transactions = limits.get("MAILMAX", _UNLIMITED)
+        self._max_domains = limits.get("RCPTDOMAINMAX")
 
     async def _handshake(self, verify: bool) -> None:
         try:
@@ -303,7 +306,7 @@ class Session(Protocol):
             if not self.usable:
                 _decide_rest(verdicts, local_reply(4, 4, 2, "The connection is not usable any more"))
                 return
-            group, waiting = waiting[: self.max_recipients], waiting[self.max_recipients :]
+            group, waiting = split_off(waiting, self.max_recipients, self._max_domains)
             transaction = Transaction(sender, [path.octets for path in group])
             await self._run(transaction, message, read)
             again: list[RecipientPath] = []

@@ -42,6 +42,7 @@ class RecipientPath:
 
     number: int
     octets: bytes
+    domain: str = ""
 
 
 def too_big(message: QueuedMessage, extensions: Mapping[str, str]) -> Reply | None:
@@ -105,8 +106,27 @@ def plan_recipients(
             continue
         if has_dsn:
             rendered += _dsn_words(recipient, utf8)
-        paths.append(RecipientPath(number, rendered))
+        paths.append(RecipientPath(number, rendered, recipient.forward_path.domain))
     return paths
+
+
+def split_off(
+    waiting: Sequence[RecipientPath], max_recipients: int, max_domains: int | None
+) -> tuple[list[RecipientPath], list[RecipientPath]]:
+    """Those of the next transaction, and the others: RCPTMAX and RCPTDOMAINMAX (RFC 9422 §4)."""
+    if max_domains is None:
+        return list(waiting[:max_recipients]), list(waiting[max_recipients:])
+    first: list[RecipientPath] = []
+    others: list[RecipientPath] = []
+    domains: set[str] = set()
+    for path in waiting:
+        fits = path.domain in domains or len(domains) < max_domains
+        if fits and len(first) < max_recipients:
+            domains.add(path.domain)
+            first.append(path)
+        else:
+            others.append(path)
+    return first, others
 
 
 def _dsn_words(recipient: QueuedRecipient, utf8: bool) -> bytes:

@@ -176,6 +176,18 @@ def test_limits_of_the_next_hop_are_kept() -> None:
     assert [line[:4] for line in lines] == ["MAIL", "RCPT", "RCPT", "MAIL", "RCPT", "RCPT", "MAIL", "RCPT"]
 
 
+def test_domains_of_one_transaction_are_limited_where_the_next_hop_says_so() -> None:
+    whole = message()
+    to = [recipient(whole, Mailbox("zoe", f"d{at % 2}.test"), at) for at in range(5)]
+    lines, replies = said((*BASIC, b"LIMITS RCPTDOMAINMAX=1 RCPTMAX=2"), whole, to)
+    assert replies == [TAKEN] * 5
+    assert [line.rpartition("@")[2] for line in lines] == [
+        *("example.org>", "d0.test>", "d0.test>"),
+        *("example.org>", "d1.test>", "d1.test>"),
+        *("example.org>", "d0.test>"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "limits"),
     [
