@@ -4,7 +4,8 @@
 Guarantees: a parameter of an extension that is not offered is unknown (RFC 5321 §4.1.1.11), whatever its value; nothing here
 reads a clock or grants anything.
 
-RFC 2852 §4 (BY), RFC 4865 (HOLDFOR, HOLDUNTIL), RFC 6710 §7 (MT-PRIORITY), RFC 8689 §3 (REQUIRETLS), RFC 3339 §5.6 (times).
+RFC 2852 §4 (BY), RFC 4865 (HOLDFOR, HOLDUNTIL), RFC 6710 §7 (MT-PRIORITY), RFC 8689 §3 (REQUIRETLS), RFC 9422 §3 (LIMITS),
+RFC 3339 §5.6 (times).
 """
 
 from __future__ import annotations
@@ -45,6 +46,17 @@ def check_offers(keywords: Iterable[str]) -> None:
         elif keyword in _NOT_YET:
             why = " (which is not honoured yet)"
         raise ValueError(f'offers: expected some of {", ".join(OFFERABLE)}, found "{keyword}"{why}')
+
+
+def offered(offers: Container[str], max_recipients: int, max_hold_seconds: int, now: float) -> list[str]:
+    """The lines of EHLO's reply for what was chosen, but PIPELINING; `now` is seconds since 1970."""
+    lines = [keyword for keyword in ("DSN", "SMTPUTF8", "MT-PRIORITY") if keyword in offers]
+    if "LIMITS" in offers:
+        lines.append(f"LIMITS RCPTMAX={max_recipients}")
+    if "FUTURERELEASE" in offers:
+        # To the hour before: so the reply stays the same for a while.
+        lines.append(f"FUTURERELEASE {max_hold_seconds} {render_moment((now + max_hold_seconds) // 3600 * 3600)}")
+    return lines
 
 
 def read_wish(name: str, value: str | None, extensions: Container[str], wishes: dict[str, Any]) -> Reply | None:

@@ -7,7 +7,7 @@ by what the caller puts in between two calls of `next_event`.
 
 Never: raises on what a client sends; knows policy (the caller asks policy between `next_event` and `answer`).
 
-RFC 5321, RFC 1870, RFC 2034, RFC 2920, RFC 3207, RFC 4954, RFC 6152, RFC 9422 §3 (LIMITS); HOSTILE F1-F9, A7, section 2.
+RFC 5321, RFC 1870, RFC 2034, RFC 2920, RFC 3207, RFC 4954, RFC 6152; HOSTILE F1-F9, A7 and section 2.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from polarismail.wire.smtp_events import (
     StartTls,
 )
 from polarismail.wire.smtp_grammar import decode_base64
-from polarismail.wire.smtp_parameters import render_moment
+from polarismail.wire.smtp_parameters import offered
 from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
@@ -167,13 +167,7 @@ class SmtpServer:
         if mechanisms:
             keywords.append("AUTH " + " ".join(mechanisms))
         keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
-        keywords += [keyword for keyword in ("DSN", "SMTPUTF8", "MT-PRIORITY") if keyword in offers]
-        if "LIMITS" in offers:
-            keywords.append(f"LIMITS RCPTMAX={settings.max_recipients}")
-        if "FUTURERELEASE" in offers:
-            # To the hour before: so the reply stays the same for a while.
-            last = render_moment((now + settings.max_hold_seconds) // 3600 * 3600)
-            keywords.append(f"FUTURERELEASE {settings.max_hold_seconds} {last}")
+        keywords += offered(offers, settings.max_recipients, settings.max_hold_seconds, now)
         return _ehlo_reply(greeting, "\n".join(keywords))
 
     def tls_started(self) -> None:
