@@ -22,7 +22,7 @@ from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared
-from polarismail.net import listeners
+from polarismail.net import binding, listeners
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
@@ -92,13 +92,21 @@ class MailService(TopService):
             place=place,
             shares=shares,
             channel=self._channel,
+            own_endpoints=binding.endpoints(
+                [
+                    each
+                    for listener in self.config.listeners
+                    if listener.protocol == "smtp"
+                    for each in self._prepared.bound[listener.name]
+                ]
+            ),
         )
         await self.parts.start()
         if self._stopping:
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
-            self._ports += listeners.serve(self.reactor, bound, factory, shares)
+            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.stages(listener))
         poll_plainly(self.reactor)
         memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
@@ -157,6 +165,7 @@ class MailService(TopService):
             parts.control_server.stop()  # others answer there, or a new server wants the place
         if parts is not None:
             try:
+                parts.stop_stages()
                 parts.shut_down_sessions()
                 await self._wait_while(lambda: parts.sessions, self.config.transport.drain_seconds)
                 parts.drop_sessions()

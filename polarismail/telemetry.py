@@ -51,8 +51,10 @@ EVENTS = (
     "rejected",  # 5yz at a stage: stage client helo listener reverse_path recipient reply
     "tempfailed",  # the same with 4yz
     "alarm",  # an operator must look: queue_id recipient reply
+    "gate-refused",  # before the greeting: client why reply
     "login",
     "login-failed",  # client listener login: fit for fail2ban
+    "proxy-refused",  # listener proxy problem refused (how many since the last such line)
     "started",
     "stopped",
     "reloaded",

@@ -10,6 +10,8 @@ from functools import lru_cache
 from attrs import field, frozen
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LOCAL_CLIENT = "local"
+"""Stands for the address of who came over a UNIX socket, in logs, in trace fields, and in lists of networks."""
 
 
 def parse_network(text: str) -> Network:
@@ -52,6 +54,7 @@ def client_network(address: str, v4_bits: int = 24, v6_bits: int = 64) -> str:
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
+@lru_cache(4096)
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
