@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What an SMTP client has just done, as frozen values: the engine's whole output besides replies.
 
-Every event but Content is owed exactly one `answer()` (or `challenge()` in an AUTH exchange). RFC 5321 §4.1, RFC 3207,
-RFC 4954.
+Every event but Content is owed exactly one `answer()` (`challenge()` in an AUTH exchange, `read_chunks()` for Bdat).
+RFC 5321 §4.1, RFC 3030, RFC 3207, RFC 4954.
 """
 
 from __future__ import annotations
@@ -49,10 +49,26 @@ class Data:
 
 
 @frozen
+class Bdat:
+    """The first BDAT of a message, with at least one recipient accepted: `read_chunks()` goes on to its octets."""
+
+    octets: int
+    last: bool
+
+
+@frozen
 class Content:
     """Some of the content: dots unstuffed, bare CR and LF made CRLF. No answer is owed."""
 
     octets: bytes = field(repr=False)
+
+
+@frozen
+class EndOfChunk:
+    """A chunk has come, and is not the last one. With a `problem` the message is lost: nothing of it is given out any more."""
+
+    octets: int
+    problem: Reply | None = None
 
 
 @frozen
@@ -132,7 +148,9 @@ Event = (
     | Mail
     | Rcpt
     | Data
+    | Bdat
     | Content
+    | EndOfChunk
     | EndOfData
     | Rset
     | Noop

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from polarismail.values import reply as replies
 from polarismail.wire.content import ContentReader
+from polarismail.wire.framing import DotDecoder
 from tests.wire.test_framing import cuts, slices
 
 PIECES = (
@@ -36,7 +37,7 @@ def reader(**limits: Any) -> ContentReader:
         "max_header_octets": 100,
         "max_header_lines": 5,
     }
-    return ContentReader(**{**known, **limits})
+    return ContentReader(limits.pop("decoder", None) or DotDecoder(), **{**known, **limits})
 
 
 def read(content: ContentReader, parts: list[bytes]) -> bytes:
