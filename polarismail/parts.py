@@ -212,7 +212,7 @@ class Parts:
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(self.config.smtp, hostname=self.config.hostname)
+        settings = evolve(self.config.smtp, hostname=self.config.hostname, lmtp=listener.role == "lmtp")
         if listener.role != "submission":
             return settings
         strict = submission_settings()

@@ -43,20 +43,25 @@ class Listener:
 
     `tls`: "none", "starttls" (offered; STLS on POP3) or "implicit" (RFC 8314 §3).
     `plaintext_auth`: where passwords may cross the wire in clear: "never"; "networks", for clients from
-    `plaintext_networks`; or "always". Raises ValueError.
+    `plaintext_networks`; or "always". `xclient_networks`: front ends that may speak for other clients. Raises ValueError.
     """
 
     name: str
     port: int = field(validator=_check_port)
-    role: Literal["mx", "submission", "pop3"]
+    role: Literal["mx", "submission", "lmtp", "pop3"]
     tls: Literal["none", "starttls", "implicit"] = "starttls"
     address: str = ""  # "": every address of the machine, IPv4 and IPv6
     plaintext_auth: Literal["never", "networks", "always"] = "never"
     plaintext_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
+    xclient_networks: tuple[str, ...] = field(default=(), validator=_check_networks)
 
     def __attrs_post_init__(self) -> None:
         if not self.name.replace("-", "").isalnum():
             raise ValueError(f"name: expected letters, digits and hyphens, found {self.name!r}")
+        if self.role == "lmtp" and self.port == 25:
+            raise ValueError(
+                "port: expected another one than 25, which is SMTP's and never LMTP's (RFC 2033 §5), found 25"
+            )
         if self.address:
             try:
                 ipaddress.ip_address(self.address)
@@ -65,7 +70,7 @@ class Listener:
 
     @property
     def protocol(self) -> Literal["smtp", "pop3"]:
-        """What is spoken here; the role says it."""
+        """What is spoken here, LMTP being a kind of SMTP; the role says it."""
         return "pop3" if self.role == "pop3" else "smtp"
 
 
@@ -74,6 +79,11 @@ def permits_plaintext(listener: Listener, client_address: str) -> bool:
     if listener.plaintext_auth == "networks":
         return client_address in _network_list(listener.plaintext_networks)
     return listener.plaintext_auth == "always"
+
+
+def is_front_end(listener: Listener, peer_address: str) -> bool:
+    """Whether this client may say XCLIENT and XFORWARD here."""
+    return bool(listener.xclient_networks) and peer_address in _network_list(listener.xclient_networks)
 
 
 @lru_cache(64)

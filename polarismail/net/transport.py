@@ -167,6 +167,10 @@ class Connection(Protocol):
             if not self._busy:
                 self._settle()
 
+    def count_for(self, address: str) -> bool:
+        """A front end speaks for a client with this address: whether that may have one connection more."""
+        return True
+
     @property
     def host(self) -> Any:
         """Our end's address."""

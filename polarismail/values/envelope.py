@@ -136,6 +136,12 @@ class SessionFacts:
     client_name: str = ""  # reverse DNS where it was looked up
     account: str = ""  # authcid's address where somebody had logged in
     tls: str = ""  # e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384"
+    origin: str = ""  # whom a front end has the message from, as it says (XFORWARD): for logs
+
+    @property
+    def is_lmtp(self) -> bool:
+        """A front end hands on what it has judged, and reads a reply for each recipient (RFC 2033)."""
+        return self.protocol.startswith("LMTP")
 
 
 @frozen

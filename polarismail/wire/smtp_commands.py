@@ -17,14 +17,29 @@ from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.framing import LineProblem
 from polarismail.wire.smtp_chunks import parse_bdat
-from polarismail.wire.smtp_events import Auth, Data, Event, Help, Noop, Quit, Rcpt, Refused, Rset, StartTls, Vrfy
+from polarismail.wire.smtp_events import (
+    Auth,
+    Data,
+    Event,
+    Help,
+    Noop,
+    Quit,
+    Rcpt,
+    Refused,
+    Rset,
+    StartTls,
+    Vrfy,
+    XClient,
+    XForward,
+)
 from polarismail.wire.smtp_grammar import parse_auth, parse_hello, parse_mail, parse_rcpt, printable
 from polarismail.wire.smtp_states import State
+from polarismail.wire.smtp_xclient import Claims, parse_xclient, parse_xforward
 
 if TYPE_CHECKING:
     from polarismail.wire.smtp_server import SmtpServer
 
-_NOT_IMPLEMENTED = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "ATRN", "BURL", "XCLIENT", "XFORWARD"})
+_NOT_IMPLEMENTED = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "ATRN", "BURL"})
 _OTHER_PROTOCOLS = frozenset({"GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "PRI"})
 _HEADER_FIELD = re.compile(r"(?!MAIL|RCPT)[A-Z][A-Z0-9-]*:")
 _FOREIGN = Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True)
@@ -117,6 +132,20 @@ def _parse_auth(server: SmtpServer, argument: str) -> Event | Reply:
     return event
 
 
+def _parse_of_front_end(
+    parse: Callable[[str], Claims | Reply], event: Callable[[Claims], Event]
+) -> Callable[[SmtpServer, str], Event | Reply]:
+    """XCLIENT and XFORWARD are for clients that we trust with them, and not offered to others."""
+
+    def parse_claims(server: SmtpServer, argument: str) -> Event | Reply:
+        if not server.is_front_end:
+            return Refused(replies.NOT_A_FRONT_END, junk=True)
+        claims = parse(argument)
+        return claims if isinstance(claims, Reply) else event(claims)
+
+    return parse_claims
+
+
 def _bare(event: Event) -> Callable[[SmtpServer, str], Event | Reply]:
     """A command that takes no argument."""
     return lambda server, argument: replies.BAD_SYNTAX if argument else event
@@ -137,5 +166,7 @@ PARSE: dict[str, Callable[[SmtpServer, str], Event | Reply | None]] = {
     "QUIT": _bare(_QUIT),
     "STARTTLS": _parse_starttls,
     "AUTH": _parse_auth,
+    "XCLIENT": _parse_of_front_end(parse_xclient, XClient),
+    "XFORWARD": _parse_of_front_end(parse_xforward, XForward),
 }
 """By verb; which verb is legal when is smtp_states.LEGAL. None: what follows the command has to come first."""

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, ReversePath
 from polarismail.values.reply import Reply
+from polarismail.wire.smtp_xclient import Claims
 
 
 @frozen
@@ -135,6 +136,20 @@ class AuthResponse:
 
 
 @frozen
+class XClient:
+    """XCLIENT: a front end speaks for another client from now on. Answer 220 and call `client_changed()`, or refuse."""
+
+    claims: Claims
+
+
+@frozen
+class XForward:
+    """XFORWARD: where a front end has the next message from."""
+
+    claims: Claims
+
+
+@frozen
 class Refused:
     """The engine knows the answer: send `reply`. `junk`: no mail command at all. `closes`: and then close."""
 
@@ -160,5 +175,7 @@ Event = (
     | Help
     | Auth
     | AuthResponse
+    | XClient
+    | XForward
     | Refused
 )

@@ -43,6 +43,7 @@ from polarismail.wire.smtp_events import (
 )
 from polarismail.wire.smtp_grammar import decode_base64
 from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State
+from polarismail.wire.smtp_xclient import XCLIENT_KEYWORD, XFORWARD_KEYWORD
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
 _LAST_OF_ITS_GROUP = frozenset({"EHLO", "HELO", "LHLO", "DATA", "STARTTLS"})
@@ -75,6 +76,7 @@ class SmtpServer:
         self.authenticated = False
         self.recipients = 0  # accepted in this transaction
         self.out_of_step = False
+        self.is_front_end = False  # may say XCLIENT and XFORWARD: the caller knows
         self.tls_active = tls_active
         self.tls_available = tls_available
         self.auth_mechanisms = auth_mechanisms
@@ -181,12 +183,20 @@ class SmtpServer:
             keywords.append("AUTH " + " ".join(mechanisms))
         keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
         keywords += [keyword for keyword in ("CHUNKING", "DSN", "SMTPUTF8") if keyword in offers]
+        if self.is_front_end:
+            keywords += [XCLIENT_KEYWORD, XFORWARD_KEYWORD]
         return _ehlo_reply(greeting, "\n".join(keywords))
 
     def tls_started(self) -> None:
         """TLS begins: back to the state before EHLO, everything forgotten (RFC 3207 §4.2)."""
         self._lines.drop()
         self.tls_active, self.authenticated = True, False
+        self.state = _GREETED
+        self._forget_transaction()
+
+    def client_changed(self, *, authenticated: bool) -> None:
+        """A front end speaks for another client: back to the state before EHLO."""
+        self.authenticated = authenticated
         self.state = _GREETED
         self._forget_transaction()
 

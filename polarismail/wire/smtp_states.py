@@ -50,6 +50,8 @@ LEGAL: dict[str, frozenset[State]] = {
     "QUIT": COMMAND_STATES,
     "STARTTLS": frozenset({State.READY}),
     "AUTH": frozenset({State.READY}),
+    "XCLIENT": frozenset({State.GREETED, State.READY}),
+    "XFORWARD": frozenset({State.READY}),
 }
 """Which command is legal when; anything else is 503 and changes nothing (HOSTILE F8)."""
 
