@@ -36,9 +36,9 @@ class LmtpSession(SmtpSession):
             self._accepted.append(recipients)
         return super()._rcpt_checked(result)
 
-    def _do_end_of_data(self, event: smtp_events.EndOfData) -> Deferred[None] | None:
+    def _open_draft(self) -> Reply | None:
         self._judged = self._envelope.recipients
-        return super()._do_end_of_data(event)
+        return super()._open_draft()
 
     def _ended(self, reply: Reply | tuple[Reply, ...], event: smtp_events.EndOfData) -> Deferred[None] | None:
         accepted, self._accepted = self._accepted, []
