@@ -19,7 +19,7 @@ from typing import Protocol as Interface
 
 from attrs import frozen
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection as TcpConnection
 from twisted.logger import Logger
@@ -83,7 +83,7 @@ class TransportSettings:
 DEFAULT_SETTINGS = TransportSettings()
 
 
-@implementer(IHandshakeListener, IPushProducer)
+@implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class Connection(Protocol):
     """One client. `peer` and `host` are twisted addresses, once connected."""
 
@@ -99,6 +99,7 @@ class Connection(Protocol):
         self._closing = False
         self._lingers = False
         self._ended = False
+        self._read_all = False  # the client has closed its side
         self.closed = False
         self._handshaking = False
         self._deadline = 0.0
@@ -212,6 +213,19 @@ class Connection(Protocol):
             self._reading = False
             self.transport.pauseProducing()
 
+    def readConnectionLost(self) -> None:
+        """The client sends no more, but may read on, as Exim does behind a message and a QUIT in one group: what it has sent
+        is performed and answered (IHalfCloseableProtocol). Whether it has gone altogether, a write will show."""
+        self._read_all = True
+        if self._closing:
+            self.transport.loseConnection()
+        elif not self._busy and self._writable is None:
+            self._closing = True
+            self._end()
+
+    def writeConnectionLost(self) -> None:
+        """Our side is closed, and the client's is awaited: see `_end` (IHalfCloseableProtocol)."""
+
     def pauseProducing(self) -> None:
         """The client does not read: perform nothing more until it does (IPushProducer)."""
         if self._writable is None:
@@ -308,6 +322,10 @@ class Connection(Protocol):
         if self._closing:
             self._end()
         elif self._writable is None:
+            if self._read_all:
+                self._closing = True
+                self._end()
+                return
             if not self._reading:
                 self._read_on()
             if not self._handshaking:
