@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from polarismail.net.accepting import Acceptor, Stage
 from polarismail.net.shares import Shares
@@ -29,12 +29,14 @@ def _check_port(_: object, __: object, port: int) -> None:
         raise ValueError(f"port: expected 0 to 65535, found {port}")
 
 
-def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
+def _check_networks(_: object, key: Attribute[tuple[str, ...]], networks: tuple[str, ...]) -> None:
     for network in networks:
         try:
             ipaddress.ip_network(network)
         except ValueError as problem:
-            raise ValueError(f'expected networks as "192.0.2.0/24" or "2001:db8::/32", found {network!r}') from problem
+            raise ValueError(
+                f'{key.name}: expected networks as "192.0.2.0/24" or "2001:db8::/32", found {network!r}'
+            ) from problem
 
 
 @frozen
