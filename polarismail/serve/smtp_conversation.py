@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from polarismail.net.listeners import permits_relaying
 from polarismail.net.transport import Connection
 from polarismail.serve.smtp_context import SmtpContext
 from polarismail.values import reply as replies
@@ -85,22 +86,24 @@ class Conversation:
         if protocol != "SMTP":
             protocol += ("S" if self._tls else "") + ("A" if self._account else "")
         helo = hello.domain if hello is not None else ""
+        client, listener = self._peer_address if claims.address is None else claims.address, self._context.listener
         self._facts = SessionFacts(
-            listener=self._context.listener.name,
+            listener=listener.name,
             protocol=protocol,
-            client_address=self._peer_address if claims.address is None else claims.address,
+            client_address=client,
             client_port=(getattr(self._connection.peer, "port", 0) or 0) if claims.port is None else claims.port,
             helo=claims.helo or helo,
             client_name=claims.name or "",
             account=self._account,
             tls=self._tls,
+            may_relay=permits_relaying(listener, client),
             origin=str(self._forwarded) if self._forwarded is not NO_CLAIMS else "",
         )
 
     @property
     def _peer_address(self) -> str:
-        """Who is at the other end of the connection, whatever they say."""
-        return getattr(self._connection.peer, "host", "") or ""
+        """Who is at the other end of the connection, whatever they say; "local" on a UNIX socket."""
+        return self._connection.client_address
 
 
 def then(result: Any, function: Callable[..., Deferred[None] | None], *args: Any) -> Deferred[None] | None:
