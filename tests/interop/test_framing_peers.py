@@ -44,7 +44,11 @@ $smtp->reset && $smtp->quit or die $smtp->message;
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that greylists, with ports for LMTP and for front ends."""
     ports = {"lmtp": free_port(), "front": free_port()}
+    place = Path(tempfile.mkdtemp(prefix="polarismail-lmtp-"))  # open to Postfix's own users, unlike tmp_path
+    place.chmod(0o755)
     listeners = (
+        f'[[listeners]]\nname = "lmtp-unix"\nrole = "lmtp"\ntls = "none"\naddress = "unix:{place}/lmtp"\n'
+        'socket_mode = 0o666\nxclient_networks = ["local"]\n'
         f'[[listeners]]\nname = "lmtp"\nrole = "lmtp"\ntls = "none"\naddress = "127.0.0.1"\nport = {ports["lmtp"]}\n'
         'xclient_networks = ["127.0.0.1/32"]\n'
         f'[[listeners]]\nname = "front"\nrole = "mx"\ntls = "starttls"\naddress = "127.0.0.1"\nport = {ports["front"]}\n'
@@ -52,6 +56,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     made = Server(tmp_path_factory.mktemp("framing") / "server", greylisting=True, extra=listeners)
     made.ports |= ports
+    made.lmtp = {  # type: ignore[attr-defined]
+        "lmtp": f"lmtp:[127.0.0.1]:{ports['lmtp']}",
+        "lmtp-unix": f"lmtp:unix:{place}/lmtp",
+    }
     try:
         made.start()
         made.command("alias", "add", "both@here.test", "ann@here.test", "bob@here.test")
@@ -77,11 +85,12 @@ def test_net_smtp_sends_chunks(server: Server, tmp_path: Path) -> None:
 
 @needs("postfix")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: starts a Postfix of its own")
-def test_postfix_hands_over_by_lmtp_and_says_for_whom(server: Server) -> None:
+@pytest.mark.parametrize(("listener", "client_address"), [("lmtp", "127.0.0.1"), ("lmtp-unix", "local")])
+def test_postfix_hands_over_by_lmtp_and_says_for_whom(server: Server, listener: str, client_address: str) -> None:
     directory = Path(tempfile.mkdtemp(prefix="polarismail-postfix-"))  # open to Postfix's own users, unlike tmp_path
     postfix = Postfix(directory, port=free_port())
     postfix.settings = {
-        "default_transport": f"lmtp:[127.0.0.1]:{server.ports['lmtp']}",
+        "default_transport": server.lmtp[listener],  # type: ignore[attr-defined]
         "lmtp_send_xforward_command": "yes",
         "default_destination_recipient_limit": 50,
     }
@@ -90,14 +99,13 @@ def test_postfix_hands_over_by_lmtp_and_says_for_whom(server: Server) -> None:
         postfix.start()
         with smtplib.SMTP("127.0.0.1", postfix.port, "client.example", timeout=20) as client:
             recipients = ["ann@here.test", "nobody@here.test", "bob@here.test", "both@here.test"]
-            client.sendmail("ann@here.test", recipients, "Subject: by LMTP\r\n\r\n.dots\r\n")
+            client.sendmail("ann@here.test", recipients, f"Subject: by {listener} \r\n\r\n.dots\r\n")
         # One copy for each of the two, though an alias stands for both once more; and a report on the one that is not.
         messages = server.wait_for_messages("ann@here.test", before["ann@here.test"] + 2)
-        (report,) = [
-            message for message in messages if b"nobody@here.test" in message and b"No such mailbox" in message
-        ]
-        assert b"by LMTP" in report
-        (message,) = [m for m in server.wait_for_messages("bob@here.test", 1) if b"\r\nSubject: by LMTP" in m]
+        subject = f"Subject: by {listener} ".encode()
+        found = [message for message in messages if subject in message]
+        assert len([message for message in found if b"No such mailbox" in message]) == 1
+        (message,) = [m for m in server.wait_for_messages("bob@here.test", 1) if b"\r\n" + subject in m]
         assert message.endswith(b"\r\n\r\n.dots\r\n")
         assert b" with LMTP\r\n" in message and b"by pf.lab.test (Postfix)" in message
         log = (directory / "postfix.log").read_text()
@@ -106,9 +114,9 @@ def test_postfix_hands_over_by_lmtp_and_says_for_whom(server: Server) -> None:
         postfix.stop()
         print((directory / "postfix.log").read_text() if (directory / "postfix.log").exists() else "no log")
     (event,) = [
-        event for event in server.events("received") if event["listener"] == "lmtp" and event.get("recipients") == 2
+        event for event in server.events("received") if event["listener"] == listener and event.get("recipients") == 2
     ]
-    assert event["client"] == "127.0.0.1" and event["protocol"] == "LMTP"
+    assert event["client"] == client_address and event["protocol"] == "LMTP"
     assert "[127.0.0.1]" in event["origin"] and "helo=client.example" in event["origin"] and " id=" in event["origin"]
 
 
