@@ -20,6 +20,7 @@ from polarismail.config_reader import FilePath, Flat, Reading, Without, read_tab
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
+from polarismail.net.stress import StressSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.relay.local import LocalSettings
@@ -141,6 +142,7 @@ class Config:
     session: SessionSettings = field(factory=SessionSettings)
     reception: ReceptionSettings = field(factory=ReceptionSettings)
     connections: ConnectionLimits = field(factory=ConnectionLimits)
+    stress: Annotated[StressSettings, Flat("hurry")] = field(factory=StressSettings)
     transport: TransportSettings = field(factory=TransportSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)

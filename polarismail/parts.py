@@ -26,10 +26,12 @@ from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.net.descriptors import make_room_for
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
+from polarismail.net.stress import Stress
 from polarismail.net.tls import CertificateStore
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
@@ -144,12 +146,30 @@ class Parts:
             self.control, config.paths.control_socket, reactor, config.control, inherited
         )
         self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
+        self.stress = {
+            name: Stress(reactor, counter, config.stress, record_event, name)
+            for name, counter in self._counters.items()
+        }
+        self.control.stress = self.stress
         self._factories: list[Any] = []
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
         return ConnectionCounter(self.config.connections, shared)
+
+    def _find_places(self) -> None:
+        """As many as the configuration says, or as descriptors allow."""
+        total = self.config.connections.total
+        workers = 1 if self.fellows is None else self.fellows.place.workers
+        places = make_room_for(total) * workers
+        if places < total:
+            self.log.warn(
+                "descriptors allow {places} of the {total} sessions of connections.total: raise LimitNOFILE (ulimit -n)",
+                places=places, total=total,
+            )  # fmt: skip
+        for counter in self._counters.values():
+            counter.ceiling = places
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -165,7 +185,9 @@ class Parts:
             *((self.fellows,) if self.fellows is not None else ()),
             self.control_server,
             self.lag,
+            *self.stress.values(),
         )
+        self._find_places()
         try:
             for part in order:
                 await maybeDeferred(getattr(part, "startService", None) or part.start)
@@ -270,6 +292,9 @@ class Parts:
         self.desk.settings = config.reception
         for counter in self._counters.values():
             counter.limits = config.connections
+        self._find_places()
+        for stress in self.stress.values():
+            stress.reconfigure(config.stress)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(_relay_settings(config))
         for made in self._factories:

@@ -58,6 +58,9 @@ EVENTS = (
     "reload-failed",
     "worker-ready",  # worker pid
     "worker-ended",  # worker pid how
+    "stress-begins",  # places run out: protocol sessions places
+    "stress-ends",  # the same
+    "connections-refused",  # at most every 10 s: protocol sessions put_out refused_by_address refused_by_network ...
     "stall",  # something blocked the reactor's thread: stalls longest_seconds
     "log",  # an ordinary Logger event: level namespace text traceback
     "log-lines-lost",  # count

@@ -17,7 +17,7 @@ from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
-from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
+from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 
 __all__ = ["MaildropDoor", "MaildropDoors", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
@@ -30,7 +30,7 @@ class Pop3Factory(CountingFactory, Factory):
     there is none.
     """
 
-    refusal, goodbye = TOO_MANY_CONNECTIONS.octets, SHUTTING_DOWN.octets
+    refusal, busy, goodbye = TOO_MANY_CONNECTIONS.octets, TOO_BUSY.octets, SHUTTING_DOWN.octets
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
 from polarismail.net.listeners import Listener, permits_plaintext
-from polarismail.net.transport import Connection
+from polarismail.net.transport import Connection, Hurry
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
@@ -48,6 +48,14 @@ class Pop3SessionSettings:
     max_idle_commands: int = 1000  # NOOP, CAPA and RSET: more of them are an attack (HOSTILE F14)
     max_auth_failures: int = 3
 
+    def hurried(self, hurry: Hurry) -> Pop3SessionSettings:
+        """The same under stress; who has logged in keeps the usual time."""
+        return evolve(
+            self,
+            login_seconds=min(self.login_seconds, hurry.command_seconds),
+            hard_errors=min(self.hard_errors, hurry.hard_errors),
+        )
+
 
 @frozen
 class Pop3Context:
@@ -60,6 +68,7 @@ class Pop3Context:
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
     record_event: Callable[[str, dict[str, Any]], None]
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
+    calm_settings: Pop3SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
 
 
 class Pop3Session:
@@ -109,6 +118,15 @@ class Pop3Session:
             self._waiting_since = now
         allowed = self._settings.login_seconds if self._maildrop is None else self._settings.idle_seconds
         return max(0.0, self._waiting_since + allowed - now)
+
+    def behind(self) -> float:
+        if self._maildrop is not None or self._waiting_since is None:
+            return -1.0
+        return monotonic() - self._waiting_since
+
+    def change_settings(self, settings: Pop3SessionSettings) -> None:
+        if self._maildrop is None:
+            self._settings = settings
 
     def may_end(self) -> bool:
         return True
@@ -227,6 +245,7 @@ class Pop3Session:
             # It left while we were busy: `lost` found nothing to let go of yet.
             return self._leave()
         self._maildrop = maildrop
+        self._settings = self._context.calm_settings
         self._context.record_event(
             "login", {"client": self._client_address, "listener": self._context.listener.name, "login": name}
         )

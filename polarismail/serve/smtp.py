@@ -21,7 +21,7 @@ from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
-from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
+from polarismail.values.reply import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings
 
@@ -33,7 +33,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
     PlainCredentials at AUTH. `tls_options` returns the context factory for STARTTLS, or None while there is none.
     """
 
-    refusal, goodbye = TOO_MANY_CONNECTIONS.octets, SHUTTING_DOWN.octets
+    refusal, busy, goodbye = TOO_MANY_CONNECTIONS.octets, TOO_BUSY.octets, SHUTTING_DOWN.octets
 
     def __init__(
         self,

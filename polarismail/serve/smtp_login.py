@@ -66,6 +66,7 @@ class LoginConversation(Conversation):
         self._forget_transaction()
         self._log_out()
         self._hello, self._account, self._exchange = None, "", None
+        self._settings = self._context.settings
         self._note_facts()
         return None
 
@@ -100,6 +101,7 @@ class LoginConversation(Conversation):
         self._welcomed(login)
         account = getattr(self._reception, "account", None)
         self._account = str(account.address) if account is not None else "?"
+        self._settings = self._context.calm_settings
         self._note_facts()
         return self._answer(replies.AUTHENTICATED)
 

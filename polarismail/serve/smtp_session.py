@@ -63,6 +63,16 @@ class SmtpSession(TransactionConversation):
             )
         return max(0.0, self._waiting_since + allowed - now)
 
+    def behind(self) -> float:
+        if self._account or self._waiting_since is None:
+            return -1.0
+        waited = monotonic() - self._waiting_since
+        return waited - self._engine.content_octets / self._settings.min_octets_per_second
+
+    def change_settings(self, settings: SessionSettings) -> None:
+        if not self._account:
+            self._settings = settings
+
     def may_end(self) -> bool:
         return self._draft is None
 
@@ -88,13 +98,13 @@ class SmtpSession(TransactionConversation):
 
     def _do_hello(self, event: smtp_events.Hello) -> Deferred[None] | None:
         self._forget_transaction()
+        # The first, and the first inside TLS, are needed: under stress one command without use is too many already.
+        answer = self._answer if self._hello is None else self._answer_junk
         self._hello = event
         self._note_facts()
         if event.verb == "HELO":
-            return self._answer_junk(self._context.helo_reply)
-        return self._answer_junk(
-            self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}")
-        )
+            return answer(self._context.helo_reply)
+        return answer(self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}"))
 
     def _do_rset(self, event: smtp_events.Rset) -> Deferred[None] | None:
         self._forget_transaction()

@@ -145,6 +145,7 @@ SHUTTING_DOWN = Reply(421, (4, 3, 2), "Service is shutting down, try again later
 TOO_SLOW = Reply(421, (4, 4, 2), "Timed out waiting for you, closing the connection")
 TOO_MANY_ERRORS = Reply(421, (4, 7, 0), "Too many errors, closing the connection")
 TOO_MANY_CONNECTIONS = Reply(421, (4, 7, 0), "Too many connections from your address, try again later")
+TOO_BUSY = Reply(421, (4, 3, 2), "Too busy now, try again in a minute")
 UNHEALTHY = Reply(421, (4, 3, 0), "Mail system is not healthy, try again later")
 NOT_QUEUED = Reply(451, (4, 3, 0), "Could not queue the message, try again later")
 TRY_AGAIN = Reply(451, (4, 3, 0), "Temporary problem here, try again later")

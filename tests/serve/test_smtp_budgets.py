@@ -40,7 +40,7 @@ def test_errors_slow_the_session_down() -> None:
 
 @pytest.mark.parametrize("command", ["NOOP", "RSET", "HELP", "VRFY x", "EHLO me.test", "HELO me.test"])
 def test_commands_that_bring_no_mail_are_limited(command: str) -> None:
-    with SmtpWorld(session=evolve(SESSION, max_junk_commands=5)) as world, world.client(hello=False) as client:
+    with SmtpWorld(session=evolve(SESSION, max_junk_commands=5)) as world, world.client() as client:
         codes = [client.say(command) for _ in range(6)]
         assert all(code in (250, 214, 252) for code in codes[:5])
         assert codes[5] == 421
@@ -159,6 +159,19 @@ def test_a_network_is_an_ipv4_address_or_an_ipv6_64() -> None:
     counter.leave("2001:db8::1")
     assert counter.admit("2001:db8::3")
     assert counter.total == 6
+
+
+def test_a_network_around_many_clients_has_a_limit_and_loopback_has_none() -> None:
+    counter = ConnectionCounter(ConnectionLimits(total=100, per_address=5, per_network=2))
+    assert counter.admit("192.0.2.1") and counter.admit("192.0.2.2") and not counter.admit("::ffff:192.0.2.3")
+    assert counter.admit("192.0.3.1")
+    assert (
+        counter.admit("2001:db8:1:1::1") and counter.admit("2001:db8:1:2::1") and not counter.admit("2001:db8:1:3::1")
+    )
+    assert all(counter.admit(f"127.0.0.{at}") for at in range(1, 6))
+    assert counter.refused == {"network": 2} and counter.total == 10
+    counter.limits = ConnectionLimits(total=100, per_address=5, per_network=0)
+    assert counter.admit("192.0.2.4")
 
 
 def test_all_connections_together_have_a_limit_that_may_change() -> None:
