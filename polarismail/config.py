@@ -23,6 +23,7 @@ from polarismail.net.resolver import ResolverSettings
 from polarismail.net.stress import StressSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.greylisting import GreylistSettings
+from polarismail.policy.limits import RateLimits
 from polarismail.relay.local import LocalSettings
 from polarismail.relay.routing import Smarthost
 from polarismail.relay.settings import RelaySettings
@@ -142,6 +143,7 @@ class Config:
     session: SessionSettings = field(factory=SessionSettings)
     reception: ReceptionSettings = field(factory=ReceptionSettings)
     connections: ConnectionLimits = field(factory=ConnectionLimits)
+    limits: RateLimits = field(factory=RateLimits)
     stress: Annotated[StressSettings, Flat("hurry")] = field(factory=StressSettings)
     transport: TransportSettings = field(factory=TransportSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)

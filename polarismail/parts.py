@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,10 @@ from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
+from polarismail.net.shares import alone as shares_alone
 from polarismail.net.stress import Stress
 from polarismail.net.tls import CertificateStore
+from polarismail.policy.limits import ClientLimits
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
@@ -145,6 +148,9 @@ class Parts:
         self.control_server = ControlServer(
             self.control, config.paths.control_socket, reactor, config.control, inherited
         )
+        self.limits = ClientLimits(
+            config.limits, shares or shares_alone(), now=time.monotonic, record_event=record_event
+        )
         self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
         self.stress = {
             name: Stress(reactor, counter, config.stress, record_event, name)
@@ -156,7 +162,9 @@ class Parts:
 
     def _counter(self, protocol: str) -> ConnectionCounter:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
-        return ConnectionCounter(self.config.connections, shared)
+        counter = ConnectionCounter(self.config.connections, shared)
+        counter.trusted, counter.may_connect = self.limits.trusted, self.limits.may_connect
+        return counter
 
     def _find_places(self) -> None:
         """As many as the configuration says, or as descriptors allow."""
@@ -231,6 +239,7 @@ class Parts:
             session_settings=self.config.session,
             transport_settings=self.config.transport,
             counter=self._counters["smtp"],
+            limits=self.limits,
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
@@ -257,6 +266,7 @@ class Parts:
             session_settings=self.config.pop3.session,
             transport_settings=self.config.transport,
             counter=self._counters["pop3"],
+            limits=self.limits,
         )
 
     def _inside_tls(self, factory: Any) -> Any:
@@ -290,8 +300,9 @@ class Parts:
         """Take what may change while running; new connections and new attempts see it."""
         self.config = config
         self.desk.settings = config.reception
+        self.limits.change_settings(config.limits)
         for counter in self._counters.values():
-            counter.limits = config.connections
+            counter.limits, counter.trusted = config.connections, self.limits.trusted
         self._find_places()
         for stress in self.stress.values():
             stress.reconfigure(config.stress)

@@ -60,6 +60,7 @@ EVENTS = (
     "worker-ended",  # worker pid how
     "stress-begins",  # places run out: protocol sessions places
     "stress-ends",  # the same
+    "limit-reached",  # client limit of allowed: a client or its network has used up one of `[limits]`
     "connections-refused",  # at most every 10 s: protocol sessions put_out refused_by_address refused_by_network ...
     "stall",  # something blocked the reactor's thread: stalls longest_seconds
     "log",  # an ordinary Logger event: level namespace text traceback

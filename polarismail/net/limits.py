@@ -52,9 +52,10 @@ class ConnectionCounter:
         self.ceiling: int | None = None  # what descriptors allow
         self.trusted = LOOPBACK
         self.full_of_memory = False  # no newcomer is taken (HOSTILE E4)
+        self.may_connect: Callable[[str], str] = _may_connect  # "", or what of its rates is used up
         self.make_room: Callable[[], bool] = _no_room
         self.factories: list[Any] = []  # whose connections these are
-        self.refused: Counter[str] = Counter()  # by what was reached: address, network, total, memory
+        self.refused: Counter[str] = Counter()  # by what was reached: address, network, rate, failures, total, memory
         self.refused_last = ""
         self._shared = shared
         self._total = 0
@@ -93,6 +94,8 @@ class ConnectionCounter:
             reached = "address"
         elif 0 < limits.per_network < near and address not in self.trusted:
             reached = "network"
+        elif used_up := self.may_connect(address):
+            reached = used_up
         elif total > self.places and not self.make_room():
             reached = "total"
         if reached:
@@ -112,6 +115,10 @@ class ConnectionCounter:
             self._by_network[each] -= 1
             if not self._by_network[each]:
                 del self._by_network[each]
+
+
+def _may_connect(address: str) -> str:
+    return ""
 
 
 def _no_room() -> bool:

@@ -16,6 +16,8 @@ import time
 from functools import lru_cache
 from hashlib import blake2b
 
+from polarismail.net.rates import TABLE_OCTETS, SharedRate
+
 SLOTS = 16384
 PROTOCOLS = ("smtp", "pop3")
 _SESSIONS, _BEAT, _FIRST_TOTAL = 0, 1, 2
@@ -25,8 +27,31 @@ _PAGE = 4096
 _TABLE = SLOTS * 2
 _TABLES = 2  # of each protocol: clients, and the networks around them
 _COUNTS_OCTETS = _PAGE + len(PROTOCOLS) * _TABLES * _TABLE
-_WORKER_OCTETS = _COUNTS_OCTETS
+RATES = {
+    f"{kind}.{scope}": seconds
+    for kind, seconds in {
+        "connections": 60,
+        "transactions": 60,
+        "recipients": 60,
+        "failures": 3600,
+        "unknown": 86400,
+        "logins": 86400,
+    }.items()
+    for scope in ("host", "network")
+} | {"logins.name": 86400}
+"""What is counted in time, and in how many seconds."""
+_EPOCHS = 64  # where in the worker's page those of the rates are; what a dead worker counted in time is kept
+_WORKER_OCTETS = _COUNTS_OCTETS + len(RATES) * TABLE_OCTETS
 _SLACK = 1
+
+
+def alone() -> Shares:
+    """For a process that shares with nobody."""
+    descriptor = make_memory(1)
+    try:
+        return Shares(descriptor, 1, 0)
+    finally:
+        os.close(descriptor)
 
 
 def make_memory(workers: int) -> int:
@@ -62,6 +87,16 @@ class Shares:
                 start += _TABLE
         return SharedCount(self._cells, kinds[0], kinds[1], self._own, _FIRST_TOTAL + at, self.key)
 
+    def rate(self, name: str) -> SharedRate:
+        """One of `RATES`. Raises ValueError for another."""
+        at = list(RATES).index(name)
+        starts = [_PAGE + number * _WORKER_OCTETS for number in range(self._workers)]
+        tables = [
+            self._memory[start + _COUNTS_OCTETS + at * TABLE_OCTETS :][:TABLE_OCTETS].cast("I") for start in starts
+        ]
+        epochs = [self._memory[start + _EPOCHS * 8 : start + _PAGE].cast("q") for start in starts]
+        return SharedRate(tables, epochs, at, self._own, self.key, RATES[name])
+
     def has_more_than_its_share(self) -> bool:
         """Whether the next client should be another worker's: those who live share the sessions evenly, give or take one."""
         mine = self._cells[self._own][_SESSIONS]
@@ -82,7 +117,8 @@ class Shares:
     def clear(self, worker: int) -> None:
         """It is gone, and its connections with it."""
         start = _PAGE + worker * _WORKER_OCTETS
-        self._memory[start : start + _WORKER_OCTETS] = bytes(_WORKER_OCTETS)
+        self._memory[start : start + _EPOCHS * 8] = bytes(_EPOCHS * 8)
+        self._memory[start + _PAGE : start + _COUNTS_OCTETS] = bytes(_COUNTS_OCTETS - _PAGE)
 
 
 class SharedCount:

@@ -24,6 +24,7 @@ from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
 from polarismail.net.listeners import Listener, permits_plaintext
 from polarismail.net.transport import Connection, Hurry
+from polarismail.policy.limits import ClientLimits, LimitedClient
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
@@ -69,6 +70,7 @@ class Pop3Context:
     record_event: Callable[[str, dict[str, Any]], None]
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
     calm_settings: Pop3SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
+    limits: ClientLimits | None = None
 
 
 class Pop3Session:
@@ -82,6 +84,7 @@ class Pop3Session:
         self._logout: Callable[[], None] | None = None
         self._exchange: sasl.Mechanism | None = None
         self._client_address = ""
+        self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
         self._errors = self._auth_failures = self._idle_commands = 0
         self._in_message = self._marked = False
         self._waiting_since: float | None = None
@@ -99,6 +102,8 @@ class Pop3Session:
         assert isinstance(engine, Pop3Server)
         self._connection, self._engine = connection, engine
         self._client_address = getattr(connection.peer, "host", "") or ""
+        if self._context.limits is not None:
+            self._limited = self._context.limits.client(self._client_address)
         transport: Any = connection.transport
         if hasattr(transport, "setTcpKeepAlive"):
             transport.setTcpKeepAlive(True)  # a client that vanished must not keep the lock for long
@@ -226,6 +231,8 @@ class Pop3Session:
         return Deferred.fromCoroutine(self._log_in_and_open(name, password, authzid))
 
     async def _log_in_and_open(self, name: str, password: bytes, authzid: str) -> None:
+        if self._limited is not None and self._limited.check_login() is not None:
+            return await _done(self._answer(events.TOO_MANY_LOGINS))
         portal = self._context.portal
         try:
             credentials = credentials_for(portal, name, password, authzid)
@@ -268,10 +275,13 @@ class Pop3Session:
         self._context.record_event(
             "login-failed", {"client": self._client_address, "listener": self._context.listener.name, "login": name}
         )
+        delay_seconds = self._limited.login_failed(name) if self._limited is not None else 0.0
         if self._auth_failures >= self._settings.max_auth_failures:
             self._connection.send(self._engine.answer(events.BAD_CREDENTIALS))
             self._connection.close()
             return
+        if delay_seconds:
+            await deferLater(self._context.reactor, delay_seconds, lambda: None)
         await _done(self._answer(events.BAD_CREDENTIALS))
 
     # -- with the maildrop open --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_t
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
+from polarismail.policy.limits import ClientLimits
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
 from polarismail.values.reply import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import SmtpServer
@@ -48,6 +49,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
         session_settings: SessionSettings | None = None,
         transport_settings: TransportSettings = DEFAULT_SETTINGS,
         counter: ConnectionCounter | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         SMTPFactory.__init__(self, portal)
         listener = listener or Listener("smtp", 25, "mx")
@@ -61,6 +63,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
             tls_options=tls_options,
             record_event=record_event,
             settings=session_settings or SessionSettings(),
+            limits=limits,
         )
         self.count(counter, transport_settings)
 

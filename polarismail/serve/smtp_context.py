@@ -13,6 +13,7 @@ from attrs import Factory, evolve, field, frozen
 
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import Hurry
+from polarismail.policy.limits import ClientLimits
 from polarismail.values.reply import Reply
 
 
@@ -27,6 +28,8 @@ class SessionSettings:
     soft_error_delay_seconds: float = 1.0
     hard_errors: int = 20
     max_junk_commands: int = 100
+    soft_unknown_recipients: int = 3
+    max_unknown_recipients: int = 10
     max_auth_failures: int = 3
 
     def hurried(self, hurry: Hurry) -> SessionSettings:
@@ -53,6 +56,7 @@ class SmtpContext:
     settings: SessionSettings = field(factory=SessionSettings)
     calm_settings: SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
     """What they are when there is no stress, and for who has logged in."""
+    limits: ClientLimits | None = None
     banner: Reply = field(init=False)
     helo_reply: Reply = field(init=False)
 

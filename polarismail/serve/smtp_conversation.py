@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from polarismail.net.transport import Connection
+from polarismail.policy.limits import LimitedClient
 from polarismail.serve.smtp_context import SmtpContext
 from polarismail.values import reply as replies
 from polarismail.values.envelope import SessionFacts
@@ -32,14 +33,16 @@ class Conversation:
 
     def __init__(self, context: SmtpContext) -> None:
         self._context, self._settings = context, context.settings
-        self._errors = self._deferrals = self._junk = 0
+        self._errors = self._deferrals = self._junk = self._guesses = 0
+        self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
         self._hello: Hello | None = None
         self._account = ""
         self._tls = ""
         self._facts = SessionFacts()
 
-    def _answer(self, reply: Reply) -> Deferred[None] | None:
-        """Send the reply that the last event is owed; slow down, or end, a session full of errors."""
+    def _answer(self, reply: Reply, delay_seconds: float = 0.0) -> Deferred[None] | None:
+        """Send the reply that the last event is owed; slow down, or end, a session full of errors. `delay_seconds`: how long
+        the command behind a refusal waits at least."""
         self._connection.send(self._engine.answer(reply))
         if reply.code < 400:
             return None
@@ -52,12 +55,27 @@ class Conversation:
             self._deferrals += 1
             return None
         self._errors += 1
+        if self._limited is not None and reply.is_permanent:
+            self._limited.failed()
         if self._errors >= self._settings.hard_errors:
             self._connection.send(replies.TOO_MANY_ERRORS.octets)
             self._connection.close(lingers=True)
-        elif self._errors >= self._settings.soft_errors:
-            return deferLater(self._context.reactor, self._settings.soft_error_delay_seconds, lambda: None)
-        return None
+            return None
+        if self._errors >= self._settings.soft_errors:
+            delay_seconds = max(delay_seconds, self._settings.soft_error_delay_seconds)
+        return deferLater(self._context.reactor, delay_seconds, lambda: None) if delay_seconds else None
+
+    def _answer_guess(self, reply: Reply) -> Deferred[None] | None:
+        """The same for a recipient that does not exist, named by a stranger: each answer waits longer than the last, then the
+        session ends (HOSTILE A4)."""
+        self._guesses += 1
+        settings = self._settings
+        if self._limited is not None:
+            self._limited.guessed()
+        if self._guesses >= settings.max_unknown_recipients:
+            self._errors = settings.hard_errors
+        beyond = self._guesses - settings.soft_unknown_recipients
+        return self._answer(reply, settings.soft_error_delay_seconds * 2.0 ** min(beyond, 4) if beyond > 0 else 0.0)
 
     def _answer_junk(self, reply: Reply) -> Deferred[None] | None:
         """The same for commands that do nothing for mail: too many of them are an attack (HOSTILE F14)."""

@@ -41,6 +41,8 @@ class SmtpSession(TransactionConversation):
         assert isinstance(engine, SmtpServer)
         self._connection, self._engine = connection, engine
         self._note_facts()
+        if self._context.limits is not None:
+            self._limited = self._context.limits.client(self._facts.client_address)
         connection.send(self._engine.answer(self._context.banner))
 
     def do(self, event: Any) -> Deferred[None] | None:

@@ -27,6 +27,7 @@ from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import Reply
 from polarismail.wire import smtp_events
 
+_UNKNOWN = replies.UNKNOWN_RECIPIENT.status
 _NO_ENVELOPE = Envelope(None, ())
 
 
@@ -42,6 +43,10 @@ class TransactionConversation(LoginConversation):
         self._draft_failed = self._no_room = False
 
     def _do_mail(self, event: smtp_events.Mail) -> Deferred[None] | None:
+        if self._limited is not None and not self._account:
+            refusal = self._limited.check_mail()
+            if refusal is not None:
+                return self._answer(refusal)
         if self._reception is None:
             d: Deferred[Any] = self._context.portal.login(Anonymous(), None, IReception, IMessageDelivery)
             return d.addCallbacks(self._welcomed_to_mail, self._not_welcomed, (event,))
@@ -74,6 +79,10 @@ class TransactionConversation(LoginConversation):
         )
 
     def _do_rcpt(self, event: smtp_events.Rcpt) -> Deferred[None] | None:
+        if self._limited is not None and not self._account:
+            refusal = self._limited.check_rcpt()
+            if refusal is not None:
+                return self._answer(refusal)
         return then(self._reception.check_rcpt(self._facts, self._envelope, event), self._rcpt_checked)
 
     def _rcpt_checked(self, result: tuple[Reply, tuple[Recipient, ...]]) -> Deferred[None] | None:
@@ -83,6 +92,8 @@ class TransactionConversation(LoginConversation):
             for recipient in recipients:
                 self._recipients.setdefault(recipient.forward_path, recipient)
             self._envelope = self._make_envelope(mail)
+        elif reply.status == _UNKNOWN and not self._account:
+            return self._answer_guess(reply)
         return self._answer(reply)
 
     def _do_data(self, event: smtp_events.Data) -> Deferred[None] | None:

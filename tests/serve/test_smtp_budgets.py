@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,29 @@ def test_recipients_that_are_told_to_come_again_are_no_errors_but_have_an_end() 
 def test_guessing_recipients_is_limited() -> None:
     with SmtpWorld() as world, world.client() as client:
         assert client.say("MAIL FROM:<a@b.test>") == 250
-        codes = [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(20)]
-        assert codes == [550] * 20 and client.reply() == 421
+        codes = [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(10)]
+        assert codes == [550] * 10 and [client.reply(), client.reply()] == [421, None]
+
+
+def test_each_guess_waits_longer_than_the_last() -> None:
+    """Three are a mistake; from then on the commands behind an answer wait, and nothing that follows a 421 is answered."""
+    session = SessionSettings(soft_error_delay_seconds=0.05, max_unknown_recipients=6)
+    with SmtpWorld(session=session) as world, world.client() as client:
+        assert client.say("MAIL FROM:<a@b.test>") == 250
+        client.send(b"RCPT TO:<unknown@here.test>\r\n" * 7)
+        codes, times = [], []
+        for _ in range(8):
+            codes.append(client.reply())
+            times.append(time.monotonic())
+        assert codes == [550] * 6 + [421, None]
+        assert times[4] - times[3] >= 0.1 and times[5] - times[4] >= 0.2
+
+
+def test_whoever_has_logged_in_may_name_more_that_do_not_exist() -> None:
+    with SmtpWorld() as world, world.client() as client:
+        assert client.say("AUTH PLAIN AGFubgBzZWNyZXQ=") == 235
+        assert client.say("MAIL FROM:<a@b.test>") == 250
+        assert [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(15)] == [550] * 15
 
 
 def test_the_reception_sees_the_recipients_so_far_and_one_of_each() -> None:
