@@ -17,6 +17,7 @@ from attrs import Factory, evolve, field, frozen
 from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
 from polarismail.config_reader import FilePath, Flat, Reading, Without, read_table
+from polarismail.headroom import MemorySettings
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
@@ -33,6 +34,7 @@ from polarismail.serve.reception import ReceptionSettings
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
+from polarismail.store.space import SpaceSettings
 from polarismail.store.spool import SpoolSettings
 from polarismail.values.address import parse_domain, to_ascii
 from polarismail.values.errors import BadAddress, ConfigError
@@ -145,11 +147,13 @@ class Config:
     connections: ConnectionLimits = field(factory=ConnectionLimits)
     limits: RateLimits = field(factory=RateLimits)
     stress: Annotated[StressSettings, Flat("hurry")] = field(factory=StressSettings)
+    memory: MemorySettings = field(factory=MemorySettings)
     transport: TransportSettings = field(factory=TransportSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)
     spool: SpoolSettings = field(factory=SpoolSettings)
+    space: SpaceSettings = field(factory=SpaceSettings)
     local: LocalSettings = field(factory=LocalSettings)
     pop3: Annotated[Pop3Settings, Flat("session", "engine", "maildrop", "door")] = field(factory=Pop3Settings)
     dns: ResolverSettings = field(factory=ResolverSettings)

@@ -25,6 +25,7 @@ from polarismail.config import Config
 from polarismail.control import Control
 from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
+from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
 from polarismail.net.descriptors import make_room_for
@@ -46,6 +47,7 @@ from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
+from polarismail.store.space import Space
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
@@ -113,6 +115,8 @@ class Parts:
             bus=None if self.fellows is None else self.fellows.bus,
             connection_limit=None if self.fellows is None else self.fellows.connection_limit,
         )
+        paths = {"spool": config.paths.spool, "state": config.paths.state, "mail": config.paths.mail}
+        self.space = Space(reactor, paths, config.space, config.smtp.max_message_octets, record_event)
         self.desk = Desk(
             hostname=config.hostname,
             spool=self.spool,
@@ -121,13 +125,15 @@ class Parts:
             record_event=record_event,
             now=now,
             check_greylist=self.greylist.check,
+            space=self.space,
             settings=config.reception,
         )
         self.doors = MaildropDoors(reactor, config.paths.mail, config.pop3.maildrop, config.pop3.door)
+        logins = VerifiedLogins(config.auth.logins)
         self.portal = build_portal(
             self.directory,
             self.passwords,
-            VerifiedLogins(config.auth.logins),
+            logins,
             lambda account, mind: Reception(self.desk, account),
             self.doors.door,
         )
@@ -156,7 +162,15 @@ class Parts:
             name: Stress(reactor, counter, config.stress, record_event, name)
             for name, counter in self._counters.items()
         }
-        self.control.stress = self.stress
+        self.headroom = Headroom(
+            reactor,
+            config.memory,
+            self._workers,
+            record_event,
+            self._close_door,
+            (logins.clear, self.directory.clear_caches, self.greylist.clear_cache, self.resolver.forget),
+        )
+        self.control.stress, self.control.space, self.control.headroom = self.stress, self.space, self.headroom
         self._factories: list[Any] = []
         self._started: list[Any] = []
 
@@ -166,11 +180,18 @@ class Parts:
         counter.trusted, counter.may_connect = self.limits.trusted, self.limits.may_connect
         return counter
 
+    @property
+    def _workers(self) -> int:
+        return 1 if self.fellows is None else self.fellows.place.workers
+
+    def _close_door(self, closed: bool) -> None:
+        for counter in self._counters.values():
+            counter.full_of_memory = closed
+
     def _find_places(self) -> None:
         """As many as the configuration says, or as descriptors allow."""
         total = self.config.connections.total
-        workers = 1 if self.fellows is None else self.fellows.place.workers
-        places = make_room_for(total) * workers
+        places = make_room_for(total) * self._workers
         if places < total:
             self.log.warn(
                 "descriptors allow {places} of the {total} sessions of connections.total: raise LimitNOFILE (ulimit -n)",
@@ -191,9 +212,11 @@ class Parts:
             self.directory,
             self.manager,
             *((self.fellows,) if self.fellows is not None else ()),
+            self.space,
             self.control_server,
             self.lag,
             *self.stress.values(),
+            self.headroom,
         )
         self._find_places()
         try:
@@ -304,6 +327,8 @@ class Parts:
         for counter in self._counters.values():
             counter.limits, counter.trusted = config.connections, self.limits.trusted
         self._find_places()
+        self.headroom.reconfigure(config.memory)
+        self.space.reconfigure(config.space, config.smtp.max_message_octets)
         for stress in self.stress.values():
             stress.reconfigure(config.stress)
         self.greylist.reconfigure(config.greylisting)

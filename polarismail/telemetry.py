@@ -58,6 +58,10 @@ EVENTS = (
     "reload-failed",
     "worker-ready",  # worker pid
     "worker-ended",  # worker pid how
+    "space-short",  # no mail is taken: path free_octets total_octets free_inodes total_inodes
+    "space-enough",  # it is again: the same
+    "memory-short",  # newcomers are told 421: used_octets limit_octets
+    "memory-enough",  # they are served again: the same
     "stress-begins",  # places run out: protocol sessions places
     "stress-ends",  # the same
     "limit-reached",  # client limit of allowed: a client or its network has used up one of `[limits]`

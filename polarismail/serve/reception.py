@@ -31,6 +31,7 @@ from polarismail.store.interfaces import (
     Resolution,
     Submission,
 )
+from polarismail.store.space import Space
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
@@ -71,6 +72,7 @@ class Desk:
     record_event: RecordEvent
     now: Callable[[], float]
     check_greylist: CheckGreylist | None = None
+    space: Space | None = None
     settings: ReceptionSettings = field(factory=ReceptionSettings)
 
 
@@ -85,7 +87,10 @@ class Reception:
         self._desk = desk
 
     def check_mail(self, facts: SessionFacts, mail: Any) -> Reply | Deferred[Reply]:
-        """Whether this reverse-path may begin a transaction."""
+        """Whether this reverse-path may begin a transaction, and there is room for what it announces (RFC 1870 §6.1)."""
+        space = self._desk.space
+        if space is not None and (space.is_short or (mail.size is not None and mail.size > space.free_octets)):
+            return NO_ROOM
         return SENDER_OK
 
     def check_rcpt(
