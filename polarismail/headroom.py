@@ -75,7 +75,8 @@ def used_octets() -> int:
 
 
 class Headroom:
-    """Watches this process. `close_door(True)` turns newcomers away; `shrink` are caches to give up."""
+    """Watches this process. `close_door(True)` turns newcomers away; `shrink` are caches to give up, once; `relieve` is asked
+    at each look to let go of some of what is in hand."""
 
     def __init__(
         self,
@@ -85,13 +86,14 @@ class Headroom:
         record_event: Callable[[str, dict[str, Any]], None],
         close_door: Callable[[bool], None],
         shrink: Iterable[Callable[[], Any]],
+        relieve: Callable[[], Any],
         *,
         used: Callable[[], int] = used_octets,
         allowed: Callable[[], int] = limit_of_system,
     ) -> None:
         self._reactor, self._settings, self._workers = reactor, settings, workers
         self._record_event, self._close_door, self._shrink = record_event, close_door, tuple(shrink)
-        self._used, self._allowed = used, allowed
+        self._relieve, self._used, self._allowed = relieve, used, allowed
         self._call: Any = None
         self._limit = 0
         self.is_short = False
@@ -127,6 +129,8 @@ class Headroom:
             for shrink in self._shrink:
                 shrink()
             gc.collect()
+        if is_short:
+            self._relieve()
         if is_short != self.is_short:
             self.is_short = is_short
             self._close_door(is_short)

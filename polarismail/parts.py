@@ -169,6 +169,7 @@ class Parts:
             record_event,
             self._close_door,
             (logins.clear, self.directory.clear_caches, self.greylist.clear_cache, self.resolver.forget),
+            self._relieve,
         )
         self.control.stress, self.control.space, self.control.headroom = self.stress, self.space, self.headroom
         self._factories: list[Any] = []
@@ -187,6 +188,10 @@ class Parts:
     def _close_door(self, closed: bool) -> None:
         for counter in self._counters.values():
             counter.full_of_memory = closed
+
+    def _relieve(self) -> None:
+        for stress in self.stress.values():
+            stress.relieve()
 
     def _find_places(self) -> None:
         """As many as the configuration says, or as descriptors allow."""

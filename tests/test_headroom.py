@@ -24,20 +24,21 @@ def test_the_door_is_closed_and_caches_go_until_there_is_enough() -> None:
         lambda *event: events.append(event),
         lambda closed: done.append(f"door {closed}"),
         [lambda: done.append("shrunk")],
+        lambda: done.append("relieved"),
         used=lambda: used[0],
         allowed=lambda: 1000,
     )
     headroom.start()
     used[0] = 251  # of half of 500
     clock.advance(2)
-    assert headroom.is_short and done == ["shrunk", "door True"]
+    assert headroom.is_short and done == ["shrunk", "relieved", "door True"]
     used[0] = 240
     clock.advance(2)
     assert headroom.is_short
     used[0] = 200
     clock.advance(2)
     headroom.stop()
-    assert not headroom.is_short and done == ["shrunk", "door True", "door False"]
+    assert not headroom.is_short and done == ["shrunk", "relieved", "door True", "relieved", "door False"]
     assert events == [
         ("memory-short", {"used_octets": 251, "limit_octets": 500}),
         ("memory-enough", {"used_octets": 200, "limit_octets": 500}),
@@ -75,7 +76,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
 from polarismail.headroom import Headroom, MemorySettings
 globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
-Headroom(Clock(), MemorySettings(), 1, print, print, []).start()
+Headroom(Clock(), MemorySettings(), 1, print, print, [], print).start()
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 waiting = Deferred()
 waiting.addCallback(lambda octets: bytes(octets))

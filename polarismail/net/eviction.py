@@ -24,14 +24,14 @@ _A_PART = 20
 _REST_SECONDS = 0.2
 
 
-def choose(standing: Iterable[tuple[float, str, Any]], number: int) -> list[Any]:
+def choose(standing: Iterable[tuple[float, str, Any]], number: int, least_seconds: float = LEAST_SECONDS) -> list[Any]:
     """Of (seconds behind, network, connection) at most `number` that should go."""
     candidates = list(standing)
     crowd = Counter(network for _, network, _ in candidates)
     ranked = [
         (seconds * crowd[network], at)
         for at, (seconds, network, _) in enumerate(candidates)
-        if seconds >= LEAST_SECONDS
+        if seconds >= least_seconds
     ]
     ranked.sort(reverse=True)
     return [candidates[at][2] for _, at in ranked[:number]]
@@ -46,8 +46,8 @@ class Eviction:
         self.put_out = 0  # since the start
         counter.make_room = self.make_room
 
-    def make_room(self) -> bool:
-        """Put some out; whether there is room for one now."""
+    def make_room(self, least_seconds: float | None = None) -> bool:
+        """Put out some of those who are behind by `least_seconds`; whether there is room for one now."""
         now = self._now()
         if now < self._rests_until:
             return False
@@ -58,7 +58,7 @@ class Eviction:
             for connection in factory.connections
         ]
         number = max(1, len(standing) // _A_PART)
-        chosen = choose(standing, number)
+        chosen = choose(standing, number, LEAST_SECONDS if least_seconds is None else least_seconds)
         if len(chosen) < number:
             self._rests_until = now + _REST_SECONDS
         for factory, connection in chosen:

@@ -53,7 +53,7 @@ class ConnectionCounter:
         self.trusted = LOOPBACK
         self.full_of_memory = False  # no newcomer is taken (HOSTILE E4)
         self.may_connect: Callable[[str], str] = _may_connect  # "", or what of its rates is used up
-        self.make_room: Callable[[], bool] = _no_room
+        self.make_room: Callable[..., bool] = _no_room
         self.factories: list[Any] = []  # whose connections these are
         self.refused: Counter[str] = Counter()  # by what was reached: address, network, rate, failures, total, memory
         self.refused_last = ""

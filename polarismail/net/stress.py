@@ -90,6 +90,10 @@ class Stress:
             "refused": dict(counter.refused),
         }
 
+    def relieve(self) -> None:
+        """Memory is short: put out some of those who have kept us waiting too long even for stress."""
+        self._eviction.make_room(self._settings.hurry.command_seconds)
+
     def look(self) -> None:
         """Judge the filling now."""
         total, places = self._counter.total_of_all, self._counter.places

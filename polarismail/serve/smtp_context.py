@@ -24,6 +24,7 @@ class SessionSettings:
     command_seconds: float = 300.0
     content_seconds: float = 300.0
     min_octets_per_second: int = 500
+    max_content_seconds: float = 7200.0
     soft_errors: int = 10
     soft_error_delay_seconds: float = 1.0
     hard_errors: int = 20

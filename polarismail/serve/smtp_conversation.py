@@ -35,6 +35,7 @@ class Conversation:
         self._context, self._settings = context, context.settings
         self._errors = self._deferrals = self._junk = self._guesses = 0
         self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
+        self._progress = 0.0  # since the connection, or the last message
         self._hello: Hello | None = None
         self._account = ""
         self._tls = ""

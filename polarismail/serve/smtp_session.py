@@ -26,6 +26,9 @@ from polarismail.wire.smtp_server import SmtpServer
 
 __all__ = ["SessionSettings", "SmtpContext", "SmtpSession"]
 
+_PATIENCE = 30.0
+"""Who has not brought a message for so long is behind as who has not sent a command for a second."""
+
 
 class SmtpSession(TransactionConversation):
     """See the module. `net.transport.Session` for SMTP."""
@@ -40,6 +43,7 @@ class SmtpSession(TransactionConversation):
         engine = connection.engine
         assert isinstance(engine, SmtpServer)
         self._connection, self._engine = connection, engine
+        self._progress = monotonic()
         self._note_facts()
         if self._context.limits is not None:
             self._limited = self._context.limits.client(self._facts.client_address)
@@ -60,16 +64,23 @@ class SmtpSession(TransactionConversation):
         allowed = self._settings.command_seconds
         if self._draft is not None:
             # It grows with what arrives, so that a whole content comes with at least so many octets a second.
-            allowed = (
-                self._settings.content_seconds + self._engine.content_octets / self._settings.min_octets_per_second
+            # But not for ever: 50 MB at the least rate would be a day.
+            settings = self._settings
+            allowed = min(
+                settings.content_seconds + self._engine.content_octets / settings.min_octets_per_second,
+                settings.max_content_seconds,
             )
         return max(0.0, self._waiting_since + allowed - now)
 
     def behind(self) -> float:
         if self._account or self._waiting_since is None:
             return -1.0
-        waited = monotonic() - self._waiting_since
-        return waited - self._engine.content_octets / self._settings.min_octets_per_second
+        now = monotonic()
+        waited = now - self._waiting_since
+        if self._draft is not None:
+            return waited - self._engine.content_octets / self._settings.min_octets_per_second
+        # A command now and then is no progress: mail is.
+        return max(waited, (now - self._progress) / _PATIENCE)
 
     def change_settings(self, settings: SessionSettings) -> None:
         if not self._account:

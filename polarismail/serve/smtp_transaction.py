@@ -8,6 +8,7 @@ RFC 5321 §4.1.1.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from twisted.cred.credentials import Anonymous
@@ -140,9 +141,9 @@ class TransactionConversation(LoginConversation):
 
     def _ended(self, reply: Reply, event: smtp_events.EndOfData) -> Deferred[None] | None:
         if reply.is_positive:
-            self._errors = self._deferrals = self._junk = (
-                0  # whoever brings mail may go on: budgets are for those who do not
-            )
+            # Whoever brings mail may go on: budgets are for those who do not.
+            self._errors = self._deferrals = self._junk = 0
+            self._progress = monotonic()
         waits = self._answer(reply)
         if event.closes or reply is replies.NOT_QUEUED:
             # On doubt the connection goes too: nobody may take a later reply for this one (DURABILITY).

@@ -27,6 +27,7 @@ def test_the_slowest_go_and_who_is_served_or_only_just_behind_stays() -> None:
     standing = [(5.0, "a", "slow"), (-1.0, "b", "served"), (0.5, "c", "brisk"), (9.0, "d", "slower")]
     assert choose(standing, 1) == ["slower"]
     assert choose(standing, 4) == ["slower", "slow"]
+    assert choose(standing, 4, 6.0) == ["slower"]
 
 
 def test_crowded_networks_go_first() -> None:

@@ -17,6 +17,7 @@ from polarismail.net import eviction
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.stress import Stress, StressSettings
 from polarismail.net.transport import Hurry, TransportSettings
+from polarismail.serve import smtp_session
 from polarismail.serve.smtp_session import SessionSettings
 from tests.reactor import reactor, run
 from tests.serve.smtp_world import Client, SmtpWorld, eventually
@@ -129,6 +130,26 @@ def test_a_content_that_keeps_the_least_rate_is_not_put_out_before_one_that_does
         assert world.drafts[0].abandoned == 1
         brisk.send(b".\r\n")
         assert brisk.reply() == 250
+
+
+def test_commands_now_and_then_keep_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names a recipient each moment is never slow, but never brings a message either."""
+    monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.05)
+    monkeypatch.setattr(smtp_session, "_PATIENCE", 1.0)
+    with stressed(total=2) as (world, _), contextlib.ExitStack() as stack:
+        busy, bringer = fill(world, 2, stack)
+        assert busy.say("MAIL FROM:<a@b.test>") == 250
+        for at in range(20):
+            assert busy.say(f"RCPT TO:<u{at}@here.test>") == 250
+            time.sleep(0.01)
+        bringer.begin()
+        bringer.send(b".\r\n")
+        assert bringer.reply() == 250
+        assert busy.say("RCPT TO:<last@here.test>") == 250
+        stack.enter_context(world.client())
+        with contextlib.suppress(ConnectionResetError):
+            assert busy.reply() in (421, None)
+        assert bringer.say("QUIT") == 221
 
 
 def test_the_newcomer_is_told_to_come_again_where_nobody_keeps_us_waiting() -> None:
