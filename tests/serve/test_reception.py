@@ -15,7 +15,7 @@ from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
-from polarismail.values.reply import NO_ROOM, NOT_QUEUED, TRY_AGAIN, Reply
+from polarismail.values.reply import NO_ROOM, NOT_QUEUED, SENDER_OK, TRY_AGAIN, Reply
 from polarismail.wire.smtp_events import EndOfData, Rcpt
 
 BOB = Mailbox("bob", "here.test")
@@ -96,3 +96,15 @@ def test_a_recipient_that_cannot_be_looked_up_is_try_again(problem: Exception) -
     assert isinstance(judged, Deferred)
     judged.addCallback(answers.append)
     assert answers == [(TRY_AGAIN, ())]
+
+
+def test_no_transaction_begins_where_there_is_no_room_for_it() -> None:
+    space = SimpleNamespace(is_short=False, free_octets=1000)
+    taking = reception(space=space)
+
+    def mail(size: int | None) -> Any:
+        return taking.check_mail(SessionFacts(), SimpleNamespace(size=size))
+
+    assert [mail(None), mail(1000), mail(1001)] == [SENDER_OK, SENDER_OK, NO_ROOM]
+    space.is_short = True
+    assert mail(None) == mail(1) == NO_ROOM
