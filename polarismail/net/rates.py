@@ -41,6 +41,11 @@ class SharedRate:
 
     def add(self, name: str, now: float) -> int:
         """It happened once more: how often in the window that ends now."""
+        self.note(name, now)
+        return self.count(name, now)
+
+    def note(self, name: str, now: float) -> None:
+        """It happened once more."""
         epoch = int(now // self._window)
         if self._own_epochs[self._at] != epoch:
             self._begin(epoch)
@@ -49,7 +54,6 @@ class SharedRate:
         for slot in self._slots(name):
             if own[base + slot] < 0xFFFFFFFF:
                 own[base + slot] += 1
-        return self.count(name, now)
 
     def count(self, name: str, now: float) -> int:
         """How often it happened in the window that ends now."""
@@ -68,6 +72,13 @@ class SharedRate:
                     before += table[last + slot]
             least = min(least, seen + int(before * left))
         return least
+
+    def reaches(self, limit: int, name: str, now: float) -> bool:
+        """Whether it happened so often in the window that ends now. Nearly always one slot says no."""
+        slot, total = self._slots(name)[0], 0
+        for table, _ in self._workers:
+            total += table[slot] + table[_HALF + slot]
+        return total >= limit and self.count(name, now) >= limit
 
     def _begin(self, epoch: int) -> None:
         """A new window: what is older than the last is forgotten."""

@@ -24,6 +24,9 @@ from polarismail.values.reply import Reply
 _UNITS = {60: "minute", 3600: "hour", 86400: "day"}
 _LONGEST_DELAY_SECONDS = 10.0
 _EVENTS_A_SECOND = 10
+_REFUSES_WHAT_IS_BEYOND = ("connections", "transactions", "recipients")
+"""Of the other kinds it is the next guess that is refused, before it is one."""
+_JUDGED_SECONDS = 1.0
 
 
 def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
@@ -97,8 +100,9 @@ class ClientLimits:
         self.trusted = NetworkList(settings.trusted_networks)
         self._trusts = lru_cache(4096)(self.trusted.__contains__)
         limits = {kind: (getattr(settings, key), getattr(settings, f"network_{key}")) for kind, key in _KEYS.items()}
-        self._limits: dict[str, int] = {
-            f"{kind}.{scope}": pair[at] for kind, pair in limits.items() for at, scope in enumerate(_SCOPES)
+        self._judged = {
+            kind: tuple((self._rates[f"{kind}.{scope}"], pair[at]) for at, scope in enumerate(("host", "network")))
+            for kind, pair in limits.items()
         }
         self.limits_transactions, self.limits_recipients = any(limits["transactions"]), any(limits["recipients"])
         self.limits_failures = any(limits["failures"])
@@ -114,21 +118,37 @@ class ClientLimits:
         client = self.client(address)
         if client is None:
             return ""
-        if client.adds("connections"):
+        if self.add(client, "connections"):
             return "rate"
-        return "failures" if self.limits_failures and client.is_over("failures") else ""
+        return "failures" if self.limits_failures and self.is_over(client, "failures") else ""
 
-    def add(self, client: LimitedClient, kind: str, scope: str, name: str) -> bool:
-        """Count one; whether there are too many now."""
-        number, limit = self._rates[f"{kind}.{scope}"].add(name, self._now()), self._limits[f"{kind}.{scope}"]
-        if number == limit + 1 > 1:
-            self._tell(client, kind, name, limit)
-        return 0 < limit < number
+    def add(self, client: LimitedClient, kind: str) -> bool:
+        """Count one, for the client and its network; whether there are too many now."""
+        now, is_over = self._now(), False
+        for (rate, limit), name in zip(self._judged[kind], (client.host, client.network), strict=True):
+            if not limit:
+                rate.note(name, now)
+                continue
+            number = rate.add(name, now)
+            if number == limit + (kind in _REFUSES_WHAT_IS_BEYOND):
+                self._tell(client, kind, name, limit)
+            is_over = is_over or number > limit
+        return is_over
 
-    def reaches(self, kind: str, scope: str, name: str) -> bool:
-        """Whether the limit is used up."""
-        limit = self._limits[f"{kind}.{scope}"]
-        return limit > 0 and self._rates[f"{kind}.{scope}"].count(name, self._now()) >= limit
+    def is_over(self, client: LimitedClient, kind: str) -> bool:
+        """Whether the client's limit or its network's is used up."""
+        (host, of_host), (network, of_network) = self._judged[kind]
+        now = self._now()
+        return (of_host > 0 and host.reaches(of_host, client.host, now)) or (
+            of_network > 0 and network.reaches(of_network, client.network, now)
+        )
+
+    def may_guess(self, client: LimitedClient) -> bool:
+        """Whether it may name recipients. Judged anew each second: a kept session brings thousands of messages in it."""
+        now = self._now()
+        if now - client.judged >= _JUDGED_SECONDS:
+            client.judged, client.guesses = now, self.is_over(client, "unknown")
+        return not client.guesses
 
     def slow(self, name: str) -> float:
         """Count a wrong password for a login name; seconds that the answer should wait."""
@@ -149,33 +169,21 @@ class ClientLimits:
             )
 
 
-_SCOPES = ("host", "network")
-
-
 class LimitedClient:
     """One client, for the length of a session."""
 
-    __slots__ = ("_limits", "guesses", "host", "network")
+    __slots__ = ("_limits", "guesses", "host", "judged", "network")
 
     def __init__(self, limits: ClientLimits, host: str, network: str) -> None:
         self._limits, self.host, self.network = limits, host, network
         self.guesses = False
-
-    def adds(self, kind: str) -> bool:
-        """Count one, for the client and its network; whether there are too many now."""
-        here = self._limits.add(self, kind, "host", self.host)
-        around = self._limits.add(self, kind, "network", self.network)
-        return here or around
-
-    def is_over(self, kind: str) -> bool:
-        """Whether the client's limit or its network's is used up."""
-        return self._limits.reaches(kind, "host", self.host) or self._limits.reaches(kind, "network", self.network)
+        self.judged = float("-inf")
 
     def check_mail(self) -> Reply | None:
         """A stranger begins a transaction: a refusal, or None. Whether it may name recipients is judged along with it."""
         limits = self._limits
-        self.guesses = self.is_over("unknown")
-        if limits.limits_transactions and self.adds("transactions"):
+        limits.may_guess(self)
+        if limits.limits_transactions and limits.add(self, "transactions"):
             return _TOO_MANY_TRANSACTIONS
         return None
 
@@ -183,25 +191,25 @@ class LimitedClient:
         """A stranger names a recipient, which nobody has looked for yet: a refusal, or None."""
         if self.guesses:
             return _TOO_MANY_UNKNOWN
-        if self._limits.limits_recipients and self.adds("recipients"):
+        if self._limits.limits_recipients and self._limits.add(self, "recipients"):
             return _TOO_MANY_RECIPIENTS
         return None
 
     def guessed(self) -> None:
         """It named a recipient that does not exist."""
-        self.adds("unknown")
-        self.guesses = self.is_over("unknown")
+        self._limits.add(self, "unknown")
+        self.guesses = self._limits.is_over(self, "unknown")
 
     def failed(self) -> None:
         """It was told 5yz."""
         if self._limits.limits_failures:
-            self.adds("failures")
+            self._limits.add(self, "failures")
 
     def check_login(self) -> Reply | None:
         """Before a password is verified: a refusal, or None."""
-        return _TOO_MANY_LOGINS if self.is_over("logins") else None
+        return _TOO_MANY_LOGINS if self._limits.is_over(self, "logins") else None
 
     def login_failed(self, name: str) -> float:
         """A wrong name or password: seconds that the answer should wait."""
-        self.adds("logins")
+        self._limits.add(self, "logins")
         return self._limits.slow(name)

@@ -80,10 +80,12 @@ def test_a_network_that_guesses_learns_nothing_more_that_day() -> None:
     other.guessed()
     other.guessed()
     assert other.check_rcpt() is not None  # the network's fifth
+    assert [fields["of"] for _, fields in world.events] == ["192.0.2.1", "192.0.2.0/24"]
     third = world.client("192.0.2.10")
     assert third.check_mail() is None and third.check_rcpt() is not None
     elsewhere = world.client("192.0.3.1")
     assert elsewhere.check_mail() is elsewhere.check_rcpt() is None
+    assert third.check_rcpt() is not None
     world.now += 2 * DAY
     assert client.check_mail() is client.check_rcpt() is None
 

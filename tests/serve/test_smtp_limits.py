@@ -31,7 +31,9 @@ def test_who_guessed_too_much_learns_nothing_more_in_this_session_or_the_next() 
             client.begin()
             client.send(b".\r\n")
             assert client.reply() == 250
-        assert [fields["limit"] for name, fields in world.events if name == "limit-reached"] == []
+        assert [fields["limit"] for name, fields in world.events if name == "limit-reached"] == [
+            "unknown_recipients_per_day"
+        ]
         world.now += 2 * 86400
         with world.client() as client:
             client.begin()
