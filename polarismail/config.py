@@ -23,6 +23,7 @@ from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.stress import StressSettings
 from polarismail.net.transport import TransportSettings
+from polarismail.policy.gate import GateSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.policy.limits import RateLimits
 from polarismail.relay.local import LocalSettings
@@ -149,6 +150,7 @@ class Config:
     stress: Annotated[StressSettings, Flat("hurry")] = field(factory=StressSettings)
     memory: MemorySettings = field(factory=MemorySettings)
     transport: TransportSettings = field(factory=TransportSettings)
+    gate: Annotated[GateSettings, Flat("wait", "dns", "known")] = field(factory=GateSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)

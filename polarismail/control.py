@@ -53,6 +53,7 @@ class Control:
     stress: Any = None
     space: Any = None
     headroom: Any = None
+    describe_gate: Callable[[], dict[str, Any]] | None = None
     now: Callable[[], float] = time.time
 
     async def _change_directory(self, change: Callable[[Any], Any]) -> Any:
@@ -244,6 +245,8 @@ class Control:
             found["memory"] = self.headroom.statistics()
         if self.stress is not None:
             found["connections"] = {name: each.statistics() for name, each in self.stress.items()}
+        if self.describe_gate is not None:
+            found["gate"] = self.describe_gate()
         if self.fellows is not None:
             handover = self.manager.handover
             found |= {

@@ -28,7 +28,10 @@ from polarismail.fellows import Fellows
 from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.net.accepting import Stage
 from polarismail.net.descriptors import make_room_for
+from polarismail.net.dnsbl import DnsLists
+from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
@@ -36,6 +39,7 @@ from polarismail.net.shares import Shares
 from polarismail.net.shares import alone as shares_alone
 from polarismail.net.stress import Stress
 from polarismail.net.tls import CertificateStore
+from polarismail.policy.gatekeeper import Gatekeeper
 from polarismail.policy.limits import ClientLimits
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
@@ -47,6 +51,7 @@ from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
+from polarismail.store.known_clients import KnownClients
 from polarismail.store.space import Space
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
@@ -83,6 +88,16 @@ class Parts:
         self.greylist = Greylist(self.counters, reactor, config.greylisting, now=now)
         self.passwords = Passwords(reactor, config.auth.passwords)
         self.resolver = Resolver(reactor, config.dns)
+        self.gatekeeper = self._make_gatekeeper()
+        self._places_of_one()  # the gate looks at how many descriptors there are
+        self.gate = Gate(
+            reactor,
+            self.gatekeeper,
+            config.gate.wait,
+            record_event=record_event,
+            is_stressed=lambda: self.stress["smtp"].is_stressed(),
+        )
+        self.gatekeeper.let_in = self.gate.let_in
         self.local = LocalDelivery(
             reactor,
             self.spool.read,
@@ -148,6 +163,7 @@ class Parts:
             manager=self.manager,
             fellows=self.fellows,
             lag=self.lag,
+            describe_gate=lambda: self.gate.statistics() | self.gatekeeper.statistics(),
             now=now,
         )
         inherited = None if place is None else socket.socket(fileno=place.control)
@@ -193,10 +209,14 @@ class Parts:
         for stress in self.stress.values():
             stress.relieve()
 
+    def _places_of_one(self) -> int:
+        wait = self.config.gate.wait
+        return make_room_for(self.config.connections.total, wait.max_waiting if wait.enabled else 0)
+
     def _find_places(self) -> None:
         """As many as the configuration says, or as descriptors allow."""
         total = self.config.connections.total
-        places = make_room_for(total) * self._workers
+        places = self._places_of_one() * self._workers
         if places < total:
             self.log.warn(
                 "descriptors allow {places} of the {total} sessions of connections.total: raise LimitNOFILE (ulimit -n)",
@@ -205,6 +225,18 @@ class Parts:
         for counter in self._counters.values():
             counter.ceiling = places
 
+    def _make_gatekeeper(self) -> Gatekeeper:
+        settings = self.config.gate
+        # A resolver of its own, so that a flood of clients takes neither places nor answers from mail that goes out; and one
+        # that gives up when its answers would come too late.
+        patience = min(self.config.dns.timeout_seconds, max(settings.wait.wait_seconds, 1.0))
+        resolver = Resolver(
+            self._reactor, evolve(self.config.dns, timeout_seconds=patience, tries=1, cache_entries=1000)
+        )
+        known = KnownClients(self.counters, self._reactor, settings.known, now=self._now)
+        lists = DnsLists(resolver.ipv4_addresses, self._reactor, settings.dns)
+        return Gatekeeper(known, lists, settings, now=self._now)
+
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -212,6 +244,7 @@ class Parts:
         order: tuple[Any, ...] = (
             self.database,
             self.counters,
+            self.gatekeeper.known,
             self.spool,
             self.passwords,
             self.directory,
@@ -251,6 +284,15 @@ class Parts:
         made = self._pop3(listener) if listener.protocol == "pop3" else self._smtp(listener)
         self._factories.append(made)
         return made if listener.tls != "implicit" else self._inside_tls(made)
+
+    def stages(self, listener: Listener) -> list[Stage]:
+        """What a connection to this listener goes through before it costs anything."""
+        # Behind implicit TLS the client speaks first, and elsewhere it logs in.
+        return [self.gate] if listener.role == "mx" and listener.tls != "implicit" else []
+
+    def stop_stages(self) -> None:
+        """Listeners are closed: tell those who wait before their greeting."""
+        self.gate.stop()
 
     def _smtp(self, listener: Listener) -> Any:
         # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
@@ -336,6 +378,8 @@ class Parts:
         self.space.reconfigure(config.space, config.smtp.max_message_octets)
         for stress in self.stress.values():
             stress.reconfigure(config.stress)
+        self.gate.settings = config.gate.wait
+        self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(_relay_settings(config))
         for made in self._factories:
