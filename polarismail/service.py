@@ -22,7 +22,7 @@ from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared
-from polarismail.net import listeners
+from polarismail.net import binding, listeners
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
@@ -78,7 +78,7 @@ class MailService(TopService):
         ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
 
     async def _start(self) -> None:
-        self._open_log(warns_of_root=self._inheritance is None)  # of several, the supervisor says it
+        self._open_log(warns=self._inheritance is None)  # of several, the supervisor says it
         place = self._inheritance.place if self._inheritance is not None else None
         assert self._prepared is not None
         shares = None if place is None else Shares(place.shares, place.workers, place.number)
@@ -92,6 +92,14 @@ class MailService(TopService):
             place=place,
             shares=shares,
             channel=self._channel,
+            own_endpoints=binding.endpoints(
+                [
+                    each
+                    for listener in self.config.listeners
+                    if listener.protocol == "smtp"
+                    for each in self._prepared.bound[listener.name]
+                ]
+            ),
         )
         await self.parts.start()
         if self._stopping:

@@ -7,6 +7,7 @@ Guarantees: every admitted connection leaves the count once; a client beyond the
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from attrs import evolve
@@ -14,6 +15,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from polarismail.net.handshakes import HandshakeCounter
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits, network_of
 from polarismail.net.transport import Connection, Engine, Hurry, Session, TransportSettings
 
@@ -47,6 +49,7 @@ class CountingFactory:
         """Begin with no connections. A counter may be shared by several factories."""
         self._counter = counter or ConnectionCounter(ConnectionLimits())
         self._transport_settings = transport_settings
+        self._handshakes = HandshakeCounter()
         self.connections: set[CountedConnection] = set()
         self._counter.factories.append(self)
         self._calm = (self.context.settings, transport_settings)
@@ -55,6 +58,8 @@ class CountingFactory:
     def buildProtocol(self, addr: Any) -> Protocol:
         """A connection, or a polite refusal where the client has too many."""
         address = getattr(addr, "host", "") or ""
+        if self.context.listener.tls == "implicit" and not self.admits_handshake(address):
+            return Refusal(self.refusal)
         counter = self._counter
         if not counter.admit(address):
             return Refusal(self.busy if counter.refused_last in ("total", "memory") else self.refusal)
@@ -68,7 +73,11 @@ class CountingFactory:
     @property
     def offers_tls(self) -> bool:
         """STARTTLS or STLS may be offered to the next client."""
-        return self.context.listener.tls == "starttls" and self.context.tls_options() is not None
+        return bool(self.context.listener.tls == "starttls")
+
+    def admits_handshake(self, address: str) -> bool:
+        """Count a handshake that is to begin. False: there have been too many."""
+        return self._handshakes.admit(address, self._transport_settings.handshakes_per_minute, monotonic())
 
     def reconfigure(self, settings: Any, session_settings: Any, transport_settings: TransportSettings) -> None:
         """Other limits, for connections from now on."""
@@ -109,6 +118,10 @@ class CountedConnection(Connection):
 
     factory: Any
     address = network = ""
+
+    def may_start_tls(self) -> bool:
+        """See Connection."""
+        return bool(self.factory.admits_handshake(self.address))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         try:

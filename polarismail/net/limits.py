@@ -59,7 +59,8 @@ class ConnectionCounter:
         self.refused_last = ""
         self._shared = shared
         self._total = 0
-        self._by_network: Counter[str] = Counter()
+        self._hosts: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
@@ -77,22 +78,25 @@ class ConnectionCounter:
         return self.limits.total if self.ceiling is None else min(self.limits.total, self.ceiling)
 
     def admit(self, address: str) -> bool:
-        """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later."""
+        """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later.
+
+        "" is for who has none, or is not to be counted by it."""
         host, network = host_of(address), network_of(address)
         limits = self.limits
         if self._shared is not None:
             total, alike, near = self._shared.add(host, network)
         else:
-            self._by_network[host] += 1
-            self._by_network[network] += 1
-            total, alike, near = self._total + 1, self._by_network[host], self._by_network[network]
+            self._hosts[host] += 1
+            self._networks[network] += 1
+            total, alike, near = self._total + 1, self._hosts[host], self._networks[network]
         self._total += 1
         reached = ""
+        bound = limits.per_address if address else limits.total  # who has no address is counted in all
         if self.full_of_memory:
             reached = "memory"
-        elif alike > limits.per_address:
+        elif alike > bound:
             reached = "address"
-        elif 0 < limits.per_network < near and address not in self.trusted:
+        elif address and 0 < limits.per_network < near and address not in self.trusted:
             reached = "network"
         elif used_up := self.may_connect(address):
             reached = used_up
@@ -111,10 +115,10 @@ class ConnectionCounter:
         if self._shared is not None:
             self._shared.remove(host, network)
             return
-        for each in (host, network):
-            self._by_network[each] -= 1
-            if not self._by_network[each]:
-                del self._by_network[each]
+        for counts, key in ((self._hosts, host), (self._networks, network)):
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
 
 
 def _may_connect(address: str) -> str:

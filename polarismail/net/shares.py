@@ -157,6 +157,16 @@ class SharedCount:
             if table[slot]:
                 table[slot] -= 1
 
+    def add_beside(self, key: str) -> int:
+        """Count something beside the connections, in the same table; how many there are now. `remove_beside` takes it back."""
+        return _add(self._own_hosts, self._hosts, self._slot(key))
+
+    def remove_beside(self, key: str) -> None:
+        """One of ours is gone."""
+        slot, table = self._slot(key), self._own_hosts
+        if table[slot]:
+            table[slot] -= 1
+
     @property
     def total(self) -> int:
         """Over all workers."""

@@ -18,6 +18,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from attrs import evolve, frozen
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from polarismail.net.stream import Stream
+from polarismail.values.network import LOCAL_CLIENT
 
 _EVENTS_A_TURN = 200
 _LINGERS = 1e9
@@ -91,6 +93,7 @@ class TransportSettings:
 
     max_buffered_octets: int = 65536
     handshake_seconds: float = 30.0
+    handshakes_per_minute: int = 600  # on one listener, from one address (IPv6: one /64); 0: no limit
     write_seconds: float = 300.0
     linger_seconds: float = 10.0
     linger_octets: int = 1048576  # what is read and thrown away meanwhile
@@ -116,6 +119,8 @@ class Connection(Protocol):
 
     log = Logger()
     transport: Any
+    client_address = ""
+    """Its IP address, or "local" for who came over a UNIX socket."""
 
     def __init__(self, reactor: Any, engine: Engine, session: Session, settings: TransportSettings = DEFAULT_SETTINGS):
         self._reactor, self.engine, self._session, self._settings = reactor, engine, session, settings
@@ -179,6 +184,10 @@ class Connection(Protocol):
         waiter: Deferred[None] = Deferred()
         self._writable.addBoth(_pass_on, waiter)
         return waiter
+
+    def may_start_tls(self) -> bool:
+        """Whether this client has not begun too many handshakes."""
+        return True
 
     def start_tls(self, options: Any) -> None:
         """Begin TLS as the server. Raises what the TLS library raises; the reply must have been sent."""
@@ -244,7 +253,8 @@ class Connection(Protocol):
 
     def connectionMade(self) -> None:
         transport = self.transport
-        self.peer = transport.getPeer()
+        peer = self.peer = transport.getPeer()
+        self.client_address = LOCAL_CLIENT if type(peer) is UNIXAddress else getattr(peer, "host", None) or ""
         self._direct = isinstance(transport, TcpConnection)
         if type(transport) is not Stream and hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)  # a Stream has it from its listening socket

@@ -18,7 +18,7 @@ from attrs import field, frozen
 
 from polarismail.net.limits import host_of, network_of
 from polarismail.net.shares import RATES, Shares
-from polarismail.values.network import NetworkList, parse_network
+from polarismail.values.network import LOCAL_CLIENT, NetworkList, parse_network
 from polarismail.values.reply import Reply
 
 _UNITS = {60: "minute", 3600: "hour", 86400: "day"}
@@ -109,7 +109,7 @@ class ClientLimits:
 
     def client(self, address: str) -> LimitedClient | None:
         """The judge of one client; None for one that is trusted, or has no address."""
-        if not address or self._trusts(address):
+        if address in ("", LOCAL_CLIENT) or self._trusts(address):
             return None
         return LimitedClient(self, host_of(address), network_of(address))
 

@@ -101,7 +101,7 @@ class Pop3Session:
         engine = connection.engine
         assert isinstance(engine, Pop3Server)
         self._connection, self._engine = connection, engine
-        self._client_address = getattr(connection.peer, "host", "") or ""
+        self._client_address = connection.client_address
         if self._context.limits is not None:
             self._limited = self._context.limits.client(self._client_address)
         transport: Any = connection.transport
@@ -197,6 +197,10 @@ class Pop3Session:
         options = self._context.tls_options()
         if options is None:
             return self._answer(events.NO_TLS)
+        if not self._connection.may_start_tls():
+            self._answer(events.NO_TLS)
+            self._connection.close(lingers=True)
+            return None
         self._connection.send(self._engine.answer(ok("Begin TLS")))
         self._connection.start_tls(options)
         self._engine.tls_started()
