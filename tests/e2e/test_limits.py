@@ -130,4 +130,4 @@ def test_strangers_that_guess_learn_nothing_more_on_any_worker(make_server: Call
     with pytest.raises(smtplib.SMTPRecipientsRefused):
         deliver(server)
     with server.smtp("submission", "ann@here.test") as client:
-        client.sendmail("ann@here.test", ["bob@here.test"], b"Subject: x\r\n\r\ntext\r\n")
+        client.sendmail("ann@here.test", ["bob@here.test"], b"From: ann@here.test\r\n\r\ntext\r\n")
