@@ -81,32 +81,22 @@ class ConnectionCounter:
         """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later.
 
         "" is for who has none, or is not to be counted by it."""
-        host, network = host_of(address), network_of(address)
-        limits = self.limits
-        if self._shared is not None:
-            total, alike, near = self._shared.add(host, network)
-        else:
-            self._hosts[host] += 1
-            self._networks[network] += 1
-            total, alike, near = self._total + 1, self._hosts[host], self._networks[network]
-        self._total += 1
-        reached = ""
-        bound = limits.per_address if address else limits.total  # who has no address is counted in all
-        if self.full_of_memory:
-            reached = "memory"
-        elif alike > bound:
-            reached = "address"
-        elif address and 0 < limits.per_network < near and address not in self.trusted:
-            reached = "network"
-        elif used_up := self.may_connect(address):
-            reached = used_up
-        elif total > self.places and not self.make_room():
+        total, alike, near = self._add(address)
+        reached = "memory" if self.full_of_memory else self._reached(address, alike, near)
+        if not reached and total > self.places and not self.make_room():
             reached = "total"
-        if reached:
-            self.refused[reached] += 1
-            self.refused_last = reached
-            self.leave(address)
-        return not reached
+        return self._is_taken(address, reached)
+
+    def move(self, address: str, to: str) -> bool:
+        """What was admitted from one address counts for another from now on; False, and nothing is changed, where that one
+        has as many as it may."""
+        if host_of(address) == host_of(to):
+            return True
+        _, alike, near = self._add(to)
+        if not self._is_taken(to, self._reached(to, alike, near)):
+            return False
+        self.leave(address)
+        return True
 
     def leave(self, address: str) -> None:
         """A connection that was admitted is gone."""
@@ -119,6 +109,32 @@ class ConnectionCounter:
             counts[key] -= 1
             if not counts[key]:
                 del counts[key]
+
+    def _add(self, address: str) -> tuple[int, int, int]:
+        """One more: how many there are in all, of this client, and of its network."""
+        host, network = host_of(address), network_of(address)
+        self._total += 1
+        if self._shared is not None:
+            return self._shared.add(host, network)
+        self._hosts[host] += 1
+        self._networks[network] += 1
+        return self._total, self._hosts[host], self._networks[network]
+
+    def _reached(self, address: str, alike: int, near: int) -> str:
+        """What one client, or its network, has used up; "" where it has not."""
+        limits = self.limits
+        if alike > (limits.per_address if address else limits.total):  # who has no address is counted in all
+            return "address"
+        if address and 0 < limits.per_network < near and address not in self.trusted:
+            return "network"
+        return self.may_connect(address)
+
+    def _is_taken(self, address: str, reached: str) -> bool:
+        if reached:
+            self.refused[reached] += 1
+            self.refused_last = reached
+            self.leave(address)
+        return not reached
 
 
 def _may_connect(address: str) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What an SMTP client has just done, as frozen values: the engine's whole output besides replies.
 
-Every event but Content is owed exactly one `answer()` (or `challenge()` in an AUTH exchange). RFC 5321 §4.1, RFC 3207,
-RFC 4954.
+Every event but Content is owed exactly one `answer()` (`challenge()` in an AUTH exchange, `read_chunks()` for Bdat).
+RFC 5321 §4.1, RFC 3030, RFC 3207, RFC 4954.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from attrs import field, frozen
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, ReversePath
 from polarismail.values.reply import Reply
+from polarismail.wire.smtp_xclient import Claims
 
 
 @frozen
@@ -20,6 +21,19 @@ class Hello:
 
     verb: str
     domain: str
+
+
+@frozen
+class Wishes:
+    """Parameters of MAIL that need a judgement, or a clock, before anything is granted."""
+
+    priority: int | None = None  # MT-PRIORITY (RFC 6710)
+    hold_seconds: int | None = None  # HOLDFOR (RFC 4865)
+    hold_until: float | None = None  # HOLDUNTIL, seconds since 1970
+    by_seconds: int | None = None  # BY (RFC 2852)
+    by_return: bool = False
+    by_trace: bool = False
+    require_tls: bool = False  # REQUIRETLS (RFC 8689)
 
 
 @frozen
@@ -33,6 +47,7 @@ class Mail:
     ret: str | None = None
     envid: str | None = None
     auth: str | None = None  # "" for AUTH=<>
+    wishes: Wishes | None = None
 
 
 @frozen
@@ -49,10 +64,26 @@ class Data:
 
 
 @frozen
+class Bdat:
+    """The first BDAT of a message, with at least one recipient accepted: `read_chunks()` goes on to its octets."""
+
+    octets: int
+    last: bool
+
+
+@frozen
 class Content:
     """Some of the content: dots unstuffed, bare CR and LF made CRLF. No answer is owed."""
 
     octets: bytes = field(repr=False)
+
+
+@frozen
+class EndOfChunk:
+    """A chunk has come, and is not the last one. With a `problem` the message is lost: nothing of it is given out any more."""
+
+    octets: int
+    problem: Reply | None = None
 
 
 @frozen
@@ -119,6 +150,20 @@ class AuthResponse:
 
 
 @frozen
+class XClient:
+    """XCLIENT: a front end speaks for another client from now on. Answer 220 and call `client_changed()`, or refuse."""
+
+    claims: Claims
+
+
+@frozen
+class XForward:
+    """XFORWARD: where a front end has the next message from."""
+
+    claims: Claims
+
+
+@frozen
 class Refused:
     """The engine knows the answer: send `reply`. `junk`: no mail command at all. `closes`: and then close."""
 
@@ -132,7 +177,9 @@ Event = (
     | Mail
     | Rcpt
     | Data
+    | Bdat
     | Content
+    | EndOfChunk
     | EndOfData
     | Rset
     | Noop
@@ -142,5 +189,7 @@ Event = (
     | Help
     | Auth
     | AuthResponse
+    | XClient
+    | XForward
     | Refused
 )

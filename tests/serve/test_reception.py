@@ -14,10 +14,10 @@ from polarismail.serve.incoming import IncomingDraft
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import NO_ROOM, NOT_QUEUED, SENDER_OK, TRY_AGAIN, Reply
-from polarismail.wire.smtp_events import EndOfData, Rcpt
+from polarismail.wire.smtp_events import EndOfData, Mail, Rcpt
 
 BOB = Mailbox("bob", "here.test")
 ENVELOPE = Envelope(None, (Recipient(BOB, BOB, LOCAL, 1),))
@@ -87,7 +87,9 @@ def test_what_is_committed_is_250_whatever_happens_next() -> None:
     def accepted(committed: Any) -> None:
         raise RuntimeError("broken")
 
-    message = SimpleNamespace(queue_id=Draft.queue_id, reverse_path=None, size=10)
+    message = SimpleNamespace(
+        queue_id=Draft.queue_id, reverse_path=None, size=10, recipient_count=1, options=NO_OPTIONS
+    )
     committed = SimpleNamespace(message=message, recipients=(None,))
     taking = reception(spool=spool(succeed(committed)), accepted=accepted)
     with capturedLogs() as logged:
@@ -110,7 +112,7 @@ def test_no_transaction_begins_where_there_is_no_room_for_it() -> None:
     taking = reception(space=space)
 
     def mail(size: int | None) -> Any:
-        return taking.check_mail(SessionFacts(), SimpleNamespace(size=size, reverse_path=None))
+        return taking.check_mail(SessionFacts(), Mail(None, size=size))
 
     assert [mail(None), mail(1000), mail(1001)] == [SENDER_OK, SENDER_OK, NO_ROOM]
     space.is_short = True
