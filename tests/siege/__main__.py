@@ -189,7 +189,9 @@ class Siege:
         held = Counter(self.server.delivered())
         lost, doubled = sorted(accepted - set(held)), sorted(mark for mark, times in held.items() if times > 1)
         if lost or doubled:
-            problems.append(f"{len(lost)} accepted messages lost, {len(doubled)} delivered twice: {(lost + doubled)[:5]}")
+            problems.append(
+                f"{len(lost)} accepted messages lost, {len(doubled)} delivered twice: {(lost + doubled)[:5]}"
+            )
         rows: dict[str, dict[str, Any]] = {}
         for name, client in self.honest.items():
             for phase in ("before", "during", "after"):
@@ -206,7 +208,9 @@ class Siege:
         if len(attack) > 1:
             rate = (attack[-1]["opened"] - attack[0]["opened"]) / (attack[-1]["at"] - attack[0]["at"])
             if rate < self.options.rate * RATE_MET:
-                problems.append(f"{rate:.0f} new connections a second instead of {self.options.rate}: the attackers are too slow")
+                problems.append(
+                    f"{rate:.0f} new connections a second instead of {self.options.rate}: the attackers are too slow"
+                )
         peak = max(each["memory"] for each in self.samples)
         if peak > MEMORY_BOUND:
             problems.append(f"memory rose to {peak / 1e6:.0f} MB, over {MEMORY_BOUND / 1e6:.0f} MB")
@@ -214,7 +218,9 @@ class Siege:
         if last["memory"] > memory_before + MEMORY_LEFT:
             problems.append(f"memory stayed at {last['memory'] / 1e6:.0f} MB, from {memory_before / 1e6:.0f} MB before")
         if last["descriptors"] > self.samples[0]["descriptors"] + 20:
-            problems.append(f"{last['descriptors']:.0f} descriptors are open after the attack, {self.samples[0]['descriptors']:.0f} before")
+            problems.append(
+                f"{last['descriptors']:.0f} descriptors are open after the attack, {self.samples[0]['descriptors']:.0f} before"
+            )
         if self.server.process is not None and self.server.process.poll() is not None:
             problems.append(f"the server ended: {self.server.twistd_log()[-2000:]}")
         busy = (attack[-1]["cpu"] - attack[0]["cpu"]) / (attack[-1]["at"] - attack[0]["at"]) if len(attack) > 1 else 0.0
@@ -266,7 +272,9 @@ def _summary(sendings: list[Sending]) -> dict[str, Any]:
 def _print(result: dict[str, Any]) -> None:
     print(f"\n{'honest messages':32} {'sent':>5} {'failed':>6} {'over 5 s':>8} {'median':>9} {'p99':>9} {'longest':>9}")
     for name, row in result["honest"].items():
-        times = " ".join(f"{row[key] * 1000:6.0f} ms" if row[key] is not None else f"{'-':>9}" for key in ("median", "p99", "max"))
+        times = " ".join(
+            f"{row[key] * 1000:6.0f} ms" if row[key] is not None else f"{'-':>9}" for key in ("median", "p99", "max")
+        )
         print(f"{name:32} {row['messages']:5} {row['failed']:6} {row['late']:8} {times}")
     print(f"\naccepted {result['accepted']}, lost {result['lost']}, delivered twice {result['doubled']}")
     print(
@@ -297,7 +305,9 @@ def main() -> int:
     chosen = parser.parse_args()
     allow_descriptors()
     with ExitStack() as stack:
-        directory = chosen.directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polarismail-siege-")))
+        directory = chosen.directory or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="polarismail-siege-"))
+        )
         server = Besieged(directory, ACCOUNTS)
         profile = ("--profile", str(chosen.profile.absolute()), "--profiler", "cprofile") if chosen.profile else ()
         server.start(twistd=profile)
@@ -313,7 +323,10 @@ def main() -> int:
         (ROOT / "docs" / "siege.svg").write_text(siege.picture())
     for problem in result["problems"]:
         print(f"FAILED: {problem}")
-    print("the promises were kept" if not result["problems"] else f"{len(result['problems'])} promises were broken", flush=True)
+    print(
+        "the promises were kept" if not result["problems"] else f"{len(result['problems'])} promises were broken",
+        flush=True,
+    )
     return 1 if result["problems"] else 0
 
 

@@ -61,7 +61,9 @@ class Loop:
         while (now := time.monotonic()) < end and os.getppid() == parent:
             if now >= next_word:
                 next_word = now + 1
-                self.done["slow held"] = sum(client.greeted for client in self.clients.values() if client.kind == "slow")
+                self.done["slow held"] = sum(
+                    client.greeted for client in self.clients.values() if client.kind == "slow"
+                )
                 print(json.dumps(self.done), flush=True)
             while self._due and self._due[0][0] <= now:
                 heapq.heappop(self._due)[2]()
@@ -264,7 +266,12 @@ class Flooder(Client):
     """Lines of 10 MB."""
 
     kind = "lines"
-    _SCRIPT = (b"EHLO flood.example\r\n", b"MAIL FROM:<a@flood.example>\r\n", b"RCPT TO:<ann@here.test>\r\n", b"DATA\r\n")
+    _SCRIPT = (
+        b"EHLO flood.example\r\n",
+        b"MAIL FROM:<a@flood.example>\r\n",
+        b"RCPT TO:<ann@here.test>\r\n",
+        b"DATA\r\n",
+    )
 
     def __init__(self, loop: Loop, address: str, port: int, in_content: bool) -> None:
         super().__init__(loop, address, port)
@@ -312,7 +319,9 @@ def _begin(loop: Loop, kind: str, number: int, ports: argparse.Namespace) -> Non
             # Seven of ten where everybody may come; the others where users are.
             port = ports.mx if at % 10 < 7 else ports.submission if at % 10 < 9 else ports.submissions
             client = Slow(loop, address, port, port == ports.submissions)
-            loop.later(5.0 * at / number, client.open)  # a thousand connections a second of its own would be another attack
+            loop.later(
+                5.0 * at / number, client.open
+            )  # a thousand connections a second of its own would be another attack
     elif kind == "connections":
         Callers(loop, number, ports.mx)
     elif kind == "harvest":

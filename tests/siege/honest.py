@@ -85,7 +85,10 @@ class Honest:
             if self.login is not None:
                 client.login(*self.login)
             sender = self.login[0] if self.login is not None else "friend@honest.example"
-            text = f"From: <{sender}>\r\nTo: <{self.recipient}>\r\nSubject: hello\r\n{_MARK}{mark}\r\n\r\n" + "Text\r\n" * 100
+            text = (
+                f"From: <{sender}>\r\nTo: <{self.recipient}>\r\nSubject: hello\r\n{_MARK}{mark}\r\n\r\n"
+                + "Text\r\n" * 100
+            )
             client.sendmail(sender, [self.recipient], text)
         finally:
             client.close()

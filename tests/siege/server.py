@@ -28,7 +28,9 @@ def allow_descriptors() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
         except (ValueError, PermissionError):
-            raise SystemExit(f"{DESCRIPTORS} descriptors are needed, {hard} are allowed: ulimit -Hn {DESCRIPTORS}") from None
+            raise SystemExit(
+                f"{DESCRIPTORS} descriptors are needed, {hard} are allowed: ulimit -Hn {DESCRIPTORS}"
+            ) from None
     elif soft < DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
 
