@@ -35,7 +35,8 @@ MEMORY_MB = 640
 LONGEST_INPUT = 1536
 """Limits are small, so that nothing needs long inputs; but each octet costs time."""
 _STATUS = re.compile(
-    r"#(?P<runs>\d+)\s+(?P<what>\w+)\s+(?:cov: (?P<cov>\d+) )?(?:ft: (?P<ft>\d+) )?corp: (?P<corp>\d+)/\S+.*?exec/s: (?P<rate>\d+) rss: (?P<rss>\d+)Mb"
+    r"#(?P<runs>\d+)\s+(?P<what>\w+)\s+(?:cov: \d+ )?(?:ft: (?P<ft>\d+) )?corp: (?P<corp>\d+)/\S+"
+    r".*?exec/s: (?P<rate>\d+) rss: (?P<rss>\d+)Mb"
 )
 _WRITTEN = re.compile(r"Test unit written to (\S+)")
 
@@ -160,9 +161,8 @@ def main() -> int:
     print(f"\n{'target':10} {'inputs':>12} {'features':>9} {'corpus':>7} {'memory':>14}")
     for run in runs:
         memory = f"{run.first_rss} -> {run.rss} MB"
-        print(
-            f"{run.name:10} {run.runs:12,} {run.features:9,} {run.corpus:7,} {memory:>14}  {'FAILED' if run.failed else 'ok'}"
-        )
+        verdict = "FAILED" if run.failed else "ok"
+        print(f"{run.name:10} {run.runs:12,} {run.features:9,} {run.corpus:7,} {memory:>14}  {verdict}")
     for run in runs:
         if run.failed:
             print("\n".join(["", f"{run.name}:", *run.said[-40:]]))

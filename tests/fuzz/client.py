@@ -50,9 +50,8 @@ def _play(turns: list[bytes], count: int, cuts: int | None) -> tuple[list[object
                 assert event.transaction is transaction
                 _judge(transaction, dotted, verdicts)
                 transaction = None
-            elif isinstance(event, Answered) and event.step is Step.GREETING:
-                if event.reply.is_positive:
-                    client.ehlo()
+            elif isinstance(event, Answered) and event.step is Step.GREETING and event.reply.is_positive:
+                client.ehlo()
             if event is not None and client.is_idle and transaction is None and not isinstance(event, Broken):
                 transaction, dotted = Transaction(b"<>", [b"<%d@x.example>" % at for at in range(count)]), False
                 client.begin(transaction)

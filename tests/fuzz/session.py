@@ -12,10 +12,10 @@ What must hold:
 - what waits in the engine is bounded by the longest command;
 - the content is what the octet-by-octet specification says it is, and it ends where that says: not an octet of it is taken
   as a command, and no command as content;
-- slices do not matter. A client that does not wait where it must is noticed by what stands behind its command when the command is
-  read, or when it is answered. So the same input is played three times: whole; in slices with the answers to those
-  commands held back until the turn has come (the same replies, always); and in slices with every answer given at once (the
-  same replies wherever the client waited as it must).
+- slices do not matter. A client that does not wait where it must is noticed by what stands behind its command when the
+  command is read, or when it is answered. So the same input is played three times: whole; in slices with the answers to
+  those commands held back until the turn has come (the same replies, always); and in slices with every answer given at
+  once (the same replies wherever the client waited as it must).
 """
 
 from __future__ import annotations

@@ -30,9 +30,11 @@ _ENDS = (
     b"\r\n\xff",
     b"\x16\x03\x01",
 )
+_OPENING = b"220 hi\r\n\xff250-mx\r\n250 PIPELINING\r\n\xff"
 _REPLIES = (
-    b"220 hi\r\n\xff250-mx\r\n250 PIPELINING\r\n\xff250 ok\r\n250 ok\r\n354 go\r\n\xff250 queued\r\n\xff250 ok\r\n550 5.1.1 no\r\n554 no\r\n",
-    b"220 hi\r\n\xff250 mx\r\n\xff250 ok\r\n\xff250 2.1.5 ok\r\n\xff354 go\r\n\xff451 4.3.0 later\r\n\xff250 ok\r\n\xff421 bye\r\n",
+    _OPENING + b"250 ok\r\n250 ok\r\n354 go\r\n\xff250 queued\r\n\xff250 ok\r\n550 5.1.1 no\r\n554 no\r\n",
+    _OPENING + b"250 ok\r\n550 5.1.1 no\r\n250 ok\r\n354 go\r\n\xff451 4.3.0 later\r\n\xff250 ok\r\n\xff421 bye\r\n",
+    b"220 hi\r\n\xff250 mx\r\n\xff250 ok\r\n\xff250 2.1.5 ok\r\n\xff354 go\r\n\xff250 ok\r\n\xff250 ok\r\n\xff421 bye\r\n",
     b"220-hi\r\n220 there\r\n\xff502 what\r\n\xff250 mx\r\n\xff550 no\r\n\xff250 ok\r\n",
     b"554 5.7.1 nobody here\r\n",
 )

@@ -5,8 +5,8 @@
 
 slow         clients that wait for the greeting and then send an octet each ten seconds, on all three ports; one that is
              sent away comes back when its next octet would be due, so that there are always so many
-connections  new connections a second, each from an address that has not been seen for half an hour: it waits for the greeting, says EHLO and
-             QUIT, and leaves; after three seconds in any case
+connections  new connections a second, each from an address that no other had for an hour: it waits for the greeting, says
+             EHLO and QUIT, and leaves; after eight seconds in any case
 harvest      sessions that try a dictionary of recipients, ten at a time, eight to an address; they come back at once
 lines        sessions that send lines of 10 MB as fast as they are read, half of them as commands, half as content
 
@@ -31,7 +31,7 @@ from itertools import count
 
 TARGET = "127.0.0.1"
 OCTET_SECONDS = 10.0
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 8.0
 AGAIN_SECONDS = 0.1
 LINE_OCTETS = 10 * 1024 * 1024
 SLOW_NETWORKS = 1250  # four slow clients in each

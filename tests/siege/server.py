@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: MIT
 """The server under siege: one worker, the shipped defaults, and nothing that an operator would not have set.
 
-What differs from ``etc/polarismail.toml``: ports and paths; a resolver that answers "no such name"; and greylisting is off,
-so that a stranger's message may be accepted at all within a minute. That makes it harder, not easier: whoever greylists
-reads no content of strangers.
+What differs from ``etc/polarismail.toml``: ports and paths; a resolver that answers "no such name"; greylisting is off, so
+that a stranger's message may be accepted at all within a minute (that makes it harder, not easier: whoever greylists reads
+no content of strangers); and loopback is nobody special, neither at the gate nor for limits.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import tomllib
 from pathlib import Path
 from typing import Any
 
+from attrs import fields_dict
+
 from benchmarks.usage import cpu_of_tree, pss_octets, tree
-from tests.e2e.server import Helper, Server
+from polarismail.config import Config
+from tests.e2e.server import ROOT, Helper, Server
 from tests.siege.honest import marks_in
 
+_LOOPBACK_IS_NOBODY = {"gate": "allow_networks", "limits": "trusted_networks"}
 DESCRIPTORS = 16384
 """What server and attackers each may open: `LimitNOFILE` of the unit that is shipped allows four times as many."""
 
@@ -41,6 +46,9 @@ class Besieged(Server):
     def __init__(self, directory: Path, accounts: tuple[str, ...], extra: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._names = Helper(directory, "dns")
+        for table, key in _LOOPBACK_IS_NOBODY.items():
+            if table in fields_dict(Config):
+                extra += f"[{table}]\n{key} = []\n"
         super().__init__(directory, accounts=accounts, dns_port=self._names.port, workers=1, extra=extra)
 
     def write_config(self, **changes: Any) -> None:
@@ -73,3 +81,9 @@ class Besieged(Server):
     def delivered(self) -> list[str]:
         """The marks of all messages in all maildirs."""
         return [mark for new in (self.directory / "mail").rglob("new") for mark in marks_in(new.parent)]
+
+
+def gate_seconds() -> float:
+    """How long a stranger waits for the greeting by design."""
+    shipped = tomllib.loads((ROOT / "etc" / "polarismail.toml").read_text())
+    return float(shipped.get("gate", {}).get("wait_seconds", 0.0))
