@@ -86,6 +86,22 @@ class TransportSettings:
 DEFAULT_SETTINGS = TransportSettings()
 
 
+class _Nobody:
+    """The session and the engine of a connection that is gone."""
+
+    buffered = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+_NOBODY: Any = _Nobody()
+
+
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class Connection(Protocol):
     """One client. `peer` and `host` are twisted addresses, once connected."""
@@ -267,6 +283,13 @@ class Connection(Protocol):
             self._session.lost()
         except Exception:
             self.log.failure("what a lost connection leaves could not be put away")
+        if not self._busy:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Connection, session and engine know one another: thousands of them, and what TLS keeps for each, would wait for the
+        garbage collector. From here on nothing asks them any more."""
+        self._session = self.engine = _NOBODY
 
     # -- one command at a time ---------------------------------------------------------------------------------------
 
@@ -323,6 +346,7 @@ class Connection(Protocol):
     def _settle(self) -> None:
         """Nothing more to perform for now: write, then close or wait for the client."""
         if self.closed:
+            self._let_go()
             return
         if self._last_words and not self._closing and self._session.may_end():
             self.send(self._last_words)

@@ -123,6 +123,7 @@ class Pop3Session:
 
     def lost(self) -> None:
         self._leave()
+        self._engine.auth_mechanisms = sasl.no_mechanisms  # it knows this session, and this session knows it
 
     def _leave(self) -> None:
         """Let go of the maildrop and the avatar."""

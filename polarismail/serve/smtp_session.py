@@ -22,7 +22,7 @@ from polarismail.serve.smtp_context import SessionSettings, SmtpContext
 from polarismail.serve.smtp_front_end import FrontEndConversation
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
-from polarismail.wire import smtp_events
+from polarismail.wire import sasl, smtp_events
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import CONTENT_STATES, State
 
@@ -80,6 +80,7 @@ class SmtpSession(FrontEndConversation):
     def lost(self) -> None:
         self._forget_transaction()
         self._log_out()
+        self._engine.auth_mechanisms = sasl.no_mechanisms  # it knows this session, and this session knows it
 
     # -- commands that are no mail --------------------------------------------------------------------------------------
 
