@@ -45,6 +45,11 @@ class Honest:
     _stopped: threading.Event = field(factory=threading.Event)
     _thread: threading.Thread | None = None
 
+    def introduce(self) -> None:
+        """Send one message before all others. Raises where it is not accepted."""
+        self._send(f"{self.name}-first")
+        self.accepted.append(f"{self.name}-first")
+
     def start(self) -> None:
         """Send until `stop`."""
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)

@@ -20,7 +20,7 @@ def draw(
     *,
     seconds: float,
     siege: tuple[float, float],
-    bound: float,
+    bounds: Mapping[str, float],
     title: str,
 ) -> str:
     """`series`: by name, points of (when, how long, accepted) in seconds from the beginning. A refusal is a cross."""
@@ -47,10 +47,11 @@ def draw(
             f'<path d="M{_LEFT} {y(value):.1f}H{_WIDTH - _RIGHT}" stroke="{_INK}" stroke-opacity="0.35"/>'
             f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>'
         )
-    out.append(
-        f'<path d="M{_LEFT} {y(bound):.1f}H{_WIDTH - _RIGHT}" stroke="#d04040" stroke-dasharray="6 4"/>'
-        f'<text x="{_LEFT + 4}" y="{y(bound) - 4:.1f}">bound: {bound:g} s</text>'
-    )
+    for label, bound in bounds.items():
+        out.append(
+            f'<path d="M{_LEFT} {y(bound):.1f}H{_WIDTH - _RIGHT}" stroke="#d04040" stroke-dasharray="6 4"/>'
+            f'<text x="{_LEFT + 4}" y="{y(bound) - 4:.1f}">{escape(label)}</text>'
+        )
     step = 10 if seconds <= 150 else 60
     for when in range(0, int(seconds) + 1, step):
         out.append(f'<text x="{x(when):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{when} s</text>')
