@@ -26,6 +26,7 @@ from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.memory import Relief
 from polarismail.net.accepting import Stage
 from polarismail.net.dnsbl import DnsLists
 from polarismail.net.gate import Gate
@@ -80,6 +81,7 @@ class Parts:
         self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
         self.lag = LagGauge(reactor, record_event)
+        self.relief = Relief(reactor, lambda: self.sessions)
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
         self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
@@ -201,6 +203,7 @@ class Parts:
             *((self.fellows,) if self.fellows is not None else ()),
             self.control_server,
             self.lag,
+            self.relief,
         )
         try:
             for part in order:
