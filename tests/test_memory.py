@@ -53,7 +53,8 @@ def test_a_crowd_that_has_gone_gives_its_memory_back(monkeypatch: pytest.MonkeyP
     clock = Clock()
     relief = memory.Relief(clock, lambda: sessions)
     relief.start()
-    for sessions in (900, 10, 4000, 1100, 5000, 1300, 1200, 40, 30, 0, 900, 100, 1000, 240):
+    for count in (900, 10, 4000, 1100, 5000, 1300, 1200, 40, 30, 0, 900, 100, 1000, 240):
+        sessions = count
         clock.advance(5)
     assert given == [1200, 40, 240]  # nine hundred are no crowd, nor are those that the last relief left
     relief.stop()

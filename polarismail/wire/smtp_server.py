@@ -297,7 +297,8 @@ class SmtpServer:
             return self._read_response(line)
         text = line.decode("utf-8", "replace").rstrip(" \t")
         if not text.isprintable() and _CONTROL.search(text):
-            return Refused(replies.BAD_OCTET)
+            # Behind a BDAT that nobody understands may be content.
+            return Refused(replies.BAD_OCTET, closes=text[:4].upper() == "BDAT")
         verb, _, argument = text.partition(" ")
         if verb.isascii():  # else a letter that Unicode folds to one of ours would make a verb
             verb = verb.upper()

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 INPUT_SECONDS = 10
 MEMORY_MB = 640
 """A process with its corpus; the interpreter with what is instrumented takes some 80 of it."""
-LONGEST_INPUT = 1536
+LONGEST_INPUT = 768
 """Limits are small, so that nothing needs long inputs; but each octet costs time."""
 _STATUS = re.compile(
     r"#(?P<runs>\d+)\s+(?P<what>\w+)\s+(?:cov: \d+ )?(?:ft: (?P<ft>\d+) )?corp: (?P<corp>\d+)/\S+"

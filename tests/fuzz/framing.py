@@ -81,7 +81,7 @@ def _check_content(choices: Choices, cuts: int) -> None:
 
 
 def _content(pieces: list[bytes], limits: dict[str, Any]) -> tuple[bytes, Any, int, int, bytes | None, int]:
-    reader = ContentReader(**limits)
+    reader = ContentReader(DotDecoder(), **limits)
     out = b""
     for at, piece in enumerate(pieces):
         out += reader.receive(piece)

@@ -10,8 +10,8 @@ What must hold:
 
 - nothing raises; each event is owed one reply, and gets exactly one;
 - what waits in the engine is bounded by the longest command;
-- the content is what the octet-by-octet specification says it is, and it ends where that says: not an octet of it is taken
-  as a command, and no command as content;
+- the content is what the octet-by-octet specification says it is, and it ends where that says, or where BDAT said: not an
+  octet of it is taken as a command, and no command as content;
 - slices do not matter. A client that does not wait where it must is noticed by what stands behind its command when the
   command is read, or when it is answered. So the same input is played three times: whole; in slices with the answers to
   those commands held back until the turn has come (the same replies, always); and in slices with every answer given at
@@ -20,6 +20,7 @@ What must hold:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -29,20 +30,21 @@ from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl, smtp_events
 from polarismail.wire.smtp_client import ReplyReader
+from polarismail.wire.smtp_parameters import DEFAULT_OFFERS, OFFERABLE
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings, State, submission_settings
 from tests.fuzz.slicing import Choices, cut
 from tests.wire.test_framing import Specification
 
 TURN = b"\xff"
-KEYWORDS = (
-    "PIPELINING", "DSN", "SMTPUTF8", "CHUNKING", "LIMITS", "FUTURERELEASE", "MT-PRIORITY", "REQUIRETLS", "DELIVERBY",
-    "XCLIENT", "XFORWARD",
-)  # fmt: skip
+KEYWORDS = (*OFFERABLE, "REQUIRETLS", "DELIVERBY")
 # Small limits are met by small inputs.
 NUMBERS = (None, 20, 60, 200, 1000)
 _HINTS = get_type_hints(ServerSettings)
 _FIELDS = [field for field in attrs.fields(ServerSettings) if field.name != "hostname"]
+# What leaves no doubt; more is refused, and ends the session.
+_BDAT = re.compile(rb"BDAT +([0-9]{1,9})(?: +[ -~]*)?\r\n", re.IGNORECASE)
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _AUTH = ("never", "tls", "always")
 _NO = (replies.TRY_AGAIN, replies.UNKNOWN_RECIPIENT, replies.NO_ROOM)
 # A client must wait behind these; a 421 in their place would come before the engine can see whether it did.
@@ -57,6 +59,7 @@ class Script:
     tls: str
     auth: str
     clear_in_tls: bool  # octets come in clear between STARTTLS and the handshake
+    front_end: bool  # the client may say XCLIENT
     verdicts: int  # which replies the policy gives
     cuts: int
     turns: tuple[bytes, ...]
@@ -75,7 +78,8 @@ def read(octets: bytes) -> Script:
         settings = make()
     tls = ("none", "available", "active", "available")[flags >> 1 & 3]
     turns = tuple(choices.rest().split(TURN))
-    return Script(settings, tls, _AUTH[(flags >> 3 & 3) % 3], bool(flags & 64), verdicts, cuts, turns)
+    auth = _AUTH[(flags >> 3 & 3) % 3]
+    return Script(settings, tls, auth, bool(flags & 64), bool(flags & 128), verdicts, cuts, turns)
 
 
 def write(options: Mapping[str, str], turns: list[bytes], cuts: int = 7) -> bytes:
@@ -83,15 +87,16 @@ def write(options: Mapping[str, str], turns: list[bytes], cuts: int = 7) -> byte
     flags = (1 if options.get("listener") == "submission" else 0) | (
         {"none": 0, "available": 1, "active": 2}[options.get("tls", "available")] << 1
     )
-    flags |= _AUTH.index(options.get("auth", "tls")) << 3
-    keywords = options.get("offers", "PIPELINING").split()
+    flags |= _AUTH.index(options.get("auth", "tls")) << 3 | (128 if "front_end" in options else 0)
+    role = options.get("listener", "mx")
+    keywords = options["offers"].split() if "offers" in options else DEFAULT_OFFERS[role]
     header = bytearray((flags, 0, cuts))
     for field in _FIELDS:
         if _HINTS[field.name] == frozenset[str]:
             mask = sum(1 << at for at, keyword in enumerate(KEYWORDS) if keyword in keywords)
             header += bytes((mask & 255, mask >> 8))
         else:
-            header.append(0)
+            header.append(1 if field.name == "lmtp" and role == "lmtp" else 0)
     return bytes(header) + TURN.join([b"", *turns])
 
 
@@ -125,6 +130,9 @@ class Playing:
     _exchange: Any = None
     _content: Specification | None = None
     _decoded: bytes = b""
+    _chunks: bytes | None = None  # what BDAT brought so far, as it was sent
+    _received: bytes = b""  # by the engine, since the beginning
+    _at: int = 0  # up to where events have used what was received
     _verdict: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -140,6 +148,7 @@ class Playing:
             tls_active=script.tls == "active",
             auth_mechanisms=mechanisms,
         )
+        self.engine.is_front_end = script.front_end
         self._verdict = script.verdicts
 
     def play(self) -> Playing:
@@ -165,6 +174,7 @@ class Playing:
 
     def _receive(self, piece: bytes) -> None:
         self.engine.receive(piece)
+        self._received += piece
         if self._content is not None and self._content.rest is None:
             self._decoded += self._content.receive(piece)
         elif self._content is not None:
@@ -179,9 +189,12 @@ class Playing:
             event, self._held = self._held, None
             self._perform(event)
         while not self.closed:
+            before = engine.state
             event = engine.next_event()
             if event is None:
                 break
+            if not isinstance(event, smtp_events.Content):
+                self._judge_place(event, before)
             # Refused: it may be one of those commands, refused.
             if self.holds and not last and isinstance(event, (*_WAITED_FOR, smtp_events.Refused)):
                 self._held = event
@@ -199,8 +212,14 @@ class Playing:
             assert event.octets, "an empty piece of content"
             self._pieces.append(event.octets)
             return
-        if isinstance(event, smtp_events.EndOfData):
-            self._judge_content(event)
+        if isinstance(event, smtp_events.Bdat):
+            self._chunks, self._pieces = b"", []
+            engine.read_chunks(None if self._policy(replies.OK).is_positive else replies.NO_ROOM)
+            return
+        if isinstance(event, smtp_events.EndOfChunk):
+            self._say(engine.answer(event.problem or replies.OK))
+        elif isinstance(event, smtp_events.EndOfData):
+            (self._judge_content if self._content is not None else self._judge_chunks)(event)
             self.closed = event.closes
             self._say(engine.answer(event.problem or self._policy(replies.OK)))
         elif isinstance(event, smtp_events.Refused):
@@ -214,6 +233,11 @@ class Playing:
                 self._say(engine.answer(replies.AUTH_CANCELLED))
             else:
                 self._step(event.octets)
+        elif isinstance(event, smtp_events.XClient):
+            reply = self._policy(Reply(220, None, "here"))
+            self._say(engine.answer(reply))
+            if reply.is_positive:
+                engine.client_changed(authenticated=False)
         elif isinstance(event, smtp_events.Quit):
             self.closed = True
             self._say(engine.answer(replies.GOODBYE))
@@ -241,6 +265,39 @@ class Playing:
         else:
             good = self._policy(replies.AUTHENTICATED).is_positive
             self._say(self.engine.answer(replies.AUTHENTICATED if good else replies.BAD_CREDENTIALS))
+
+    def _judge_place(self, event: Any, before: State) -> None:
+        """A BDAT that can be understood has taken exactly as many octets as it said, whatever became of them."""
+        at, self._at = self._at, len(self._received) - self.engine.buffered
+        if self._content is not None or before is State.AUTH or getattr(event, "closes", False):
+            return
+        if isinstance(event, smtp_events.Bdat):
+            self._at = at  # its octets are judged with its end
+            return
+        found = _BDAT.match(self._received, at)
+        if found is None or len(found[0]) > self.script.settings.max_command_octets:
+            assert not isinstance(event, smtp_events.EndOfChunk), "the end of no chunk"
+            return
+        end = found.end() + int(found[1])
+        while self.script.settings.lmtp and self._at > end and (found := _BDAT.match(self._received, end)):
+            end = found.end() + int(found[1])  # before it was one that nobody gets a reply to (RFC 2033 §4.3)
+        if not self.script.settings.lmtp or isinstance(event, smtp_events.EndOfChunk):
+            assert self._at == end, f"{self._at - end} octets behind a chunk were taken with it"
+        if self._chunks is not None and isinstance(event, smtp_events.EndOfChunk | smtp_events.EndOfData):
+            self._chunks += self._received[found.end() : end]
+
+    def _judge_chunks(self, end: Any) -> None:
+        chunks, self._chunks = self._chunks, None
+        content, self._pieces = b"".join(self._pieces), []
+        if end.problem is not None or chunks is None:
+            assert chunks is not None or not content, "content of no chunk"
+            return
+        wanted = _LINE_END.sub(b"\r\n", chunks)
+        bare = len(_LINE_END.findall(chunks)) - chunks.count(b"\r\n")
+        wanted += b"" if wanted.endswith(b"\r\n") or not wanted else b"\r\n"
+        assert content == wanted, "the content is not what the chunks held"
+        assert (end.size, end.bare) == (len(content), bare), "miscounted"
+        self.kept.append(content)
 
     def _judge_content(self, end: Any) -> None:
         specification, self._content = self._content, None

@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from polarismail.wire.proxy_protocol import SIGNATURE
 from tests.dialogues.runner import Dialogue, expand, load, to_octets
-from tests.fuzz import client, framing, grammar, session
+from tests.fuzz import client, framing, grammar, proxy, session
 
 DIALOGUES = Path(__file__).resolve().parent.parent / "dialogues" / "smtp"
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "grammar": grammar.check,
     "framing": framing.check,
     "client": client.check,
+    "proxy": proxy.check,
     "session": session.check,
 }
 _WORD = re.compile(rb"[A-Za-z0-9@.:+/=<>\"-]{2,24}")
@@ -39,6 +41,17 @@ _REPLIES = (
     b"554 5.7.1 nobody here\r\n",
 )
 
+_HEADERS = (
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 25\r\n",
+    b"PROXY TCP6 2001:db8::1 2001:db8::2 1234 25\r\n",
+    b"PROXY UNKNOWN anything\r\n",
+    SIGNATURE + b"\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\xd2\x00\x19",
+    SIGNATURE + b"\x21\x21\x00\x24" + bytes(15) + b"\x01" + bytes(15) + b"\x02\x04\xd2\x00\x19",
+    SIGNATURE + b"\x21\x11\x00\x13\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\xd2\x00\x19\x03\x00\x04\x00\x00\x00\x00",
+    SIGNATURE + b"\x21\x11\x00\x11\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\xd2\x00\x19\x04\x00\x02ab",
+    SIGNATURE + b"\x20\x00\x00\x03abc",
+)
+
 
 def seeds(name: str) -> list[bytes]:
     """Inputs for one target, each different."""
@@ -61,6 +74,8 @@ def seeds(name: str) -> list[bytes]:
                         found += [b"\4" + path, b"\5" + path.rpartition(b"@")[2]]
     if name == "client":
         found += [bytes((cuts, count)) + said for said in _REPLIES for cuts in (0, 7) for count in (0, 2)]
+    if name == "proxy":
+        found += [bytes((cuts,)) + header + b"EHLO x\r\n" for cuts in (0, 7) for header in _HEADERS]
     if name == "framing":
         found += [bytes((4, cuts)) + said.replace(session.TURN, b"") for said in _REPLIES for cuts in (0, 7)]
     if name == "grammar":

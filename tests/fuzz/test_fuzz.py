@@ -15,6 +15,8 @@ from polarismail.values.address import Mailbox
 from polarismail.values.reply import OK
 from polarismail.wire import smtp_server
 from polarismail.wire.framing import DotDecoder
+from polarismail.wire.proxy_protocol import ProxyParser
+from polarismail.wire.smtp_chunks import Chunks
 from polarismail.wire.smtp_client import ReplyReader, Transaction
 from polarismail.wire.smtp_events import Data, EndOfData
 from polarismail.wire.smtp_server import SmtpServer
@@ -112,6 +114,20 @@ def loses_a_line(self: ReplyReader, octets: bytes) -> None:
     self._buffer, self._at = octets, 0
 
 
+def greedy(self: ProxyParser, octets: bytes) -> int:
+    """Takes all that came with the header."""
+    return max(_HEADER(self, octets), 0 if self.result is None else len(octets))
+
+
+def takes_one_too_few(self: Chunks, octets: bytes) -> bytes:
+    """A chunk ends an octet early when it has dots."""
+    content = _CHUNK(self, octets)
+    if b"." in octets and self.left == 0:
+        content = content[:-1]
+    return content
+
+
+_HEADER, _CHUNK = ProxyParser.receive, Chunks.receive
 _RECEIVE, _ANSWER, _DATA = DotDecoder.receive, SmtpServer.answer, SmtpServer._follow_data
 
 
@@ -125,6 +141,8 @@ _RECEIVE, _ANSWER, _DATA = DotDecoder.receive, SmtpServer.answer, SmtpServer._fo
         ("framing", ReplyReader, "receive", loses_a_line),
         ("client", ReplyReader, "receive", loses_a_line),
         ("client", Transaction, "decide_rest", yes_to_all),
+        ("proxy", ProxyParser, "receive", greedy),
+        ("session", Chunks, "receive", takes_one_too_few),
         ("grammar", Mailbox, "__str__", lambda self: f"{self.local}@{self.domain}."),
     ],
 )
@@ -169,6 +187,7 @@ def test_content_beyond_every_limit_ends_the_session_in_any_slicing() -> None:
             tls="none",
             auth="never",
             clear_in_tls=False,
+            front_end=False,
             verdicts=0,
             cuts=0,
             turns=(
