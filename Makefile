@@ -6,14 +6,17 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 CRASH_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= --seconds 3600
+SIEGE_ARGS ?=
 
-.PHONY: help run test lint types bench crash interop docs changes dist clean
+.PHONY: help run test lint types bench crash fuzz siege interop docs changes dist clean
 
 help:
 	@echo "make run      a complete server on loopback, in ./var"
 	@echo "make test     the whole suite (PYTEST_ARGS='-k word' for a part)"
 	@echo "make lint     ruff;  make types: mypy;  make docs: Sphinx;  make interop: real peers"
 	@echo "make bench    ratios to Postfix (BENCH_ARGS=--quick to try);  make crash: power cuts and faults (both as root)"
+	@echo "make fuzz     an hour of hostile octets (FUZZ_ARGS='--seconds 60');  make siege: a minute under attack, with honest mail"
 
 # The stamps are named after what is installed; a changed setup.cfg installs again.
 .venv/core: setup.cfg pyproject.toml
@@ -49,6 +52,12 @@ bench: .venv/test
 crash: .venv/test
 	POLARISMAIL_CRASH=long $(BIN)/python -m pytest tests/crash -q -rs $(PYTEST_ARGS)
 	$(BIN)/python -m tests.crash $(CRASH_ARGS)
+
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+siege: .venv/test
+	$(BIN)/python -m tests.siege $(SIEGE_ARGS)
 
 docs: .venv/docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

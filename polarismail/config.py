@@ -18,12 +18,12 @@ from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
 from polarismail.config_reader import FilePath, Flat, Reading, Without, read_table
 from polarismail.headroom import MemorySettings
+from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import NO_PORT, Listener
 from polarismail.net.proxying import ProxySettings
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.stress import StressSettings
-from polarismail.net.transport import TransportSettings
 from polarismail.policy.gate import GateSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.policy.limits import RateLimits

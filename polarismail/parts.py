@@ -28,6 +28,7 @@ from polarismail.fellows import Fellows
 from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.memory import Relief
 from polarismail.net.accepting import Stage
 from polarismail.net.descriptors import make_room_for
 from polarismail.net.dnsbl import DnsLists
@@ -87,6 +88,7 @@ class Parts:
         self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
         self.lag = LagGauge(reactor, record_event)
+        self.relief = Relief(reactor, lambda: self.sessions)
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
         self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
@@ -269,6 +271,7 @@ class Parts:
             self.lag,
             *self.stress.values(),
             self.headroom,
+            self.relief,
         )
         self._find_places()
         try:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.task import Clock
 
 from polarismail import memory
 
@@ -43,3 +44,29 @@ def test_what_lives_at_the_start_is_not_looked_at() -> None:
     assert gc.get_freeze_count() > 1000
     memory.settle()
     assert gc.isenabled()
+
+
+def test_a_crowd_that_has_gone_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    sessions = 0
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(sessions))
+    clock = Clock()
+    relief = memory.Relief(clock, lambda: sessions)
+    relief.start()
+    for count in (900, 10, 4000, 1100, 5000, 1300, 1200, 40, 30, 0, 900, 100, 1000, 240):
+        sessions = count
+        clock.advance(5)
+    assert given == [1200, 40, 240]  # nine hundred are no crowd, nor are those that the last relief left
+    relief.stop()
+    assert not clock.getDelayedCalls()
+
+
+def test_what_is_dead_is_collected_and_given_back() -> None:
+    gc.disable()
+    try:
+        alive: weakref.WeakSet[Cycle] = weakref.WeakSet([Cycle() for _ in range(10)])
+        assert alive
+        memory.give_back()
+        assert not alive
+    finally:
+        gc.enable()

@@ -30,8 +30,10 @@ from polarismail.net.shares import Shares
 from polarismail.net.stream import Stream, address_of
 
 RESERVED_DESCRIPTORS = 50
-_A_TURN = 16
-"""Connections taken before others on this reactor get their turn."""
+_A_TURN, _A_LONG_TURN = 16, 128
+"""Connections taken before others on this reactor get their turn: the first number, and twice as many each time while clients
+still wait, up to the second. What floods of octets cost is then shared by more connections, and the kernel's line does not
+overflow: a client that the kernel drops from it waits for a greeting for seconds, or for ever (tests/siege)."""
 _LEAVE_TO_OTHERS_SECONDS = 0.001
 _BACK_OFF_SECONDS = 0.5
 # The client has gone again, or a packet filter or the network says so: the next one may be well (accept(2)).
@@ -84,6 +86,7 @@ class Acceptor:
         self._insists = False
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._told = False
+        self._a_turn = _A_TURN
         listening.setblocking(False)
         if self._family != socket.AF_UNIX:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # accepted sockets inherit it
@@ -127,7 +130,7 @@ class Acceptor:
 
     def doRead(self) -> None:
         """Clients wait: take some."""
-        for _ in range(_A_TURN):
+        for _ in range(self._a_turn):
             if self._shares is not None and not self._insists and self._shares.has_more_than_its_share():
                 self._insists = True
                 self._pause(_LEAVE_TO_OTHERS_SECONDS, self._read_on)
@@ -135,7 +138,7 @@ class Acceptor:
             try:
                 accepted, client = self._listening.accept()
             except BlockingIOError:
-                self._insists = False
+                self._insists, self._a_turn = False, _A_TURN
                 return
             except OSError as problem:
                 if problem.errno in _OF_ONE_CLIENT:
@@ -152,6 +155,7 @@ class Acceptor:
                 self._tell(f"{descriptor} of {self._limit} descriptors are in use")
                 self._pause(_BACK_OFF_SECONDS, self._look)
                 return
+        self._a_turn = min(2 * self._a_turn, _A_LONG_TURN)
 
     def _take(self, accepted: socket.socket, client: Client) -> None:
         try:

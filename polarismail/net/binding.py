@@ -18,7 +18,8 @@ from polarismail.net.activation import InheritedSockets
 from polarismail.net.listeners import Listener
 from polarismail.values.errors import ConfigError
 
-_BACKLOG = 1024
+_BACKLOG = 4096
+"""Clients that the kernel keeps in line, if `net.core.somaxconn` allows: four seconds of a thousand new ones each."""
 
 
 def bind(

@@ -15,9 +15,10 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from polarismail.net.contracts import Engine, Hurry, Session, TransportSettings
 from polarismail.net.handshakes import HandshakeCounter
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits, network_of
-from polarismail.net.transport import Connection, Engine, Hurry, Session, TransportSettings
+from polarismail.net.transport import Connection
 
 RecordEvent = Callable[[str, dict[str, Any]], None]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from attrs import field, frozen
 
+from polarismail.net.contracts import Hurry
 from polarismail.net.eviction import Eviction
 from polarismail.net.limits import ConnectionCounter
-from polarismail.net.transport import Hurry
 
 LOOK_SECONDS = 0.5
 _A_TURN = 500

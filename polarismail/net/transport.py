@@ -15,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from time import monotonic
 from typing import Any
-from typing import Protocol as Interface
 
-from attrs import evolve, frozen
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer, ISSLTransport
@@ -27,6 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from polarismail.net.contracts import DEFAULT_SETTINGS, Engine, Session, TransportSettings
 from polarismail.net.stream import Stream
 from polarismail.values.network import LOCAL_CLIENT
 
@@ -34,83 +33,20 @@ _EVENTS_A_TURN = 200
 _LINGERS = 1e9
 
 
-class Engine(Interface):
-    """Octets to events, without I/O (`wire/`)."""
+class _Nobody:
+    """The session and the engine of a connection that is gone."""
 
-    @property
-    def buffered(self) -> int: ...
+    buffered = 0
 
-    def receive(self, octets: bytes) -> None: ...
-    def next_event(self) -> Any: ...
-
-
-class Session(Interface):
-    """What a protocol does about events (`serve/`). Each method may call `connection.send`."""
-
-    def connected(self, connection: Connection) -> Awaitable[None] | None:
-        """The client is there (on an implicit TLS listener: the handshake may still be running)."""
-
-    def secured(self) -> None:
-        """A TLS handshake has completed."""
-
-    def do(self, event: Any) -> Awaitable[None] | None:
-        """Perform one event; None when done."""
-
-    def waiting(self) -> float:
-        """Seconds that the client has, from now, to send what the engine needs next."""
-
-    def behind(self) -> float:
-        """Seconds that we have waited for the client longer than we should have to; negative: it must not be put out."""
-
-    def change_settings(self, settings: Any) -> None:
-        """Other time-outs and budgets from now on."""
-
-    def may_end(self) -> bool:
-        """Whether a goodbye of ours would interrupt nothing: False within a message's content."""
-
-    def timed_out(self) -> bytes:
-        """Last words to a client that was too slow."""
-
-    def failed(self, problem: BaseException) -> bytes:
-        """`do` raised: log it; the reply that the client is owed."""
-
-    def lost(self) -> None:
-        """The connection is gone: drop what was not committed."""
+    def __getattr__(self, name: str) -> Any:
+        return _nothing
 
 
-@frozen
-class Hurry:
-    """What all waits and budgets are cut to while places run out (Postfix, STRESS_README)."""
-
-    command_seconds: float = 10.0
-    hard_errors: int = 1
-    max_junk_commands: int = 1
+def _nothing(*_: Any) -> None:
+    return None
 
 
-@frozen
-class TransportSettings:
-    """Bounds of every connection."""
-
-    max_buffered_octets: int = 65536
-    handshake_seconds: float = 30.0
-    handshakes_per_minute: int = 600  # on one listener, from one address (IPv6: one /64); 0: no limit
-    write_seconds: float = 300.0
-    linger_seconds: float = 10.0
-    linger_octets: int = 1048576  # what is read and thrown away meanwhile
-    drain_seconds: float = 30.0  # what a transaction has left when the server is told to stop
-
-    def hurried(self, hurry: Hurry) -> TransportSettings:
-        """The same under stress."""
-        seconds = hurry.command_seconds
-        return evolve(
-            self,
-            handshake_seconds=min(self.handshake_seconds, seconds),
-            write_seconds=min(self.write_seconds, seconds),
-            linger_seconds=min(self.linger_seconds, 1.0),
-        )
-
-
-DEFAULT_SETTINGS = TransportSettings()
+_NOBODY: Any = _Nobody()
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
@@ -338,6 +274,13 @@ class Connection(Protocol):
             self._session.lost()
         except Exception:
             self.log.failure("what a lost connection leaves could not be put away")
+        if not self._busy:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Connection, session and engine know one another: thousands of them, and what TLS keeps for each, would wait for the
+        garbage collector. From here on nothing asks them any more."""
+        self._session = self.engine = _NOBODY
 
     # -- one command at a time ---------------------------------------------------------------------------------------
 
@@ -394,6 +337,7 @@ class Connection(Protocol):
     def _settle(self) -> None:
         """Nothing more to perform for now: write, then close or wait for the client."""
         if self.closed:
+            self._let_go()
             return
         if self._last_words and not self._closing and self._session.may_end():
             self.send(self._last_words)

@@ -11,10 +11,10 @@ from typing import Any
 
 from twisted.internet.protocol import Factory
 
+from polarismail.net.contracts import DEFAULT_SETTINGS, TransportSettings
 from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_tls
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.policy.limits import ClientLimits
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings

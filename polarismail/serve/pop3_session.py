@@ -22,8 +22,9 @@ from twisted.python.failure import Failure
 
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
+from polarismail.net.contracts import Hurry
 from polarismail.net.listeners import Listener, permits_plaintext
-from polarismail.net.transport import Connection, Hurry
+from polarismail.net.transport import Connection
 from polarismail.policy.limits import ClientLimits, LimitedClient
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
@@ -74,7 +75,7 @@ class Pop3Context:
 
 
 class Pop3Session:
-    """See the module. `net.transport.Session` for POP3."""
+    """See the module. `net.contracts.Session` for POP3."""
 
     log = Logger()
 
@@ -95,7 +96,7 @@ class Pop3Session:
             return ()
         return tuple(sasl.MECHANISMS)
 
-    # -- net.transport.Session ---------------------------------------------------------------------------------------
+    # -- net.contracts.Session ---------------------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         engine = connection.engine
@@ -146,6 +147,7 @@ class Pop3Session:
 
     def lost(self) -> None:
         self._leave()
+        self._engine.auth_mechanisms = sasl.no_mechanisms  # it knows this session, and this session knows it
 
     def _leave(self) -> None:
         """Let go of the maildrop and the avatar."""

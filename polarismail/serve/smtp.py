@@ -16,10 +16,10 @@ from attrs import evolve
 from twisted.internet import reactor as global_reactor
 from twisted.mail.smtp import SMTPFactory
 
+from polarismail.net.contracts import DEFAULT_SETTINGS, TransportSettings
 from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_tls
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.policy.limits import ClientLimits
 from polarismail.serve.smtp_lmtp import LmtpSession
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession

@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import Factory, evolve, field, frozen
 
+from polarismail.net.contracts import Hurry
 from polarismail.net.listeners import Listener
-from polarismail.net.transport import Hurry
 from polarismail.policy.limits import ClientLimits
 from polarismail.values.reply import Reply
 

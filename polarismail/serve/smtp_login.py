@@ -49,7 +49,7 @@ class LoginConversation(Conversation):
         return tuple(sasl.MECHANISMS)
 
     def secured(self) -> None:
-        """See net.transport.Session."""
+        """See net.contracts.Session."""
         self._tls = tls.describe(self._connection.transport)
         self._note_facts()
 

@@ -22,7 +22,7 @@ from polarismail.serve.smtp_context import SessionSettings, SmtpContext
 from polarismail.serve.smtp_front_end import FrontEndConversation
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
-from polarismail.wire import smtp_events
+from polarismail.wire import sasl, smtp_events
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import CONTENT_STATES, State
 
@@ -33,13 +33,13 @@ _PATIENCE = 30.0
 
 
 class SmtpSession(FrontEndConversation):
-    """See the module. `net.transport.Session` for SMTP."""
+    """See the module. `net.contracts.Session` for SMTP."""
 
     def __init__(self, context: SmtpContext) -> None:
         super().__init__(context)
         self._waiting_since: float | None = None
 
-    # -- net.transport.Session ---------------------------------------------------------------------------------------
+    # -- net.contracts.Session ---------------------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         engine = connection.engine
@@ -103,6 +103,7 @@ class SmtpSession(FrontEndConversation):
     def lost(self) -> None:
         self._forget_transaction()
         self._log_out()
+        self._engine.auth_mechanisms = sasl.no_mechanisms  # it knows this session, and this session knows it
 
     # -- commands that are no mail --------------------------------------------------------------------------------------
 

@@ -36,8 +36,10 @@ class LineReader:
     __slots__ = ("_max", "_max_discarded", "_max_long", "_offset", "_prefix", "_skipped", "buffer")
 
     def __init__(self, max_octets: int, *, long_prefix: bytes, max_long_octets: int, max_discarded_octets: int) -> None:
-        self._max, self._prefix, self._max_long = max_octets, long_prefix, max_long_octets
-        self._max_discarded = max_discarded_octets
+        # A long line may be as long as any, and what may be dropped as long as what may be kept: with limits the other way
+        # round a line would be refused in slices that is taken as a whole.
+        self._max, self._prefix, self._max_long = max_octets, long_prefix, max(max_octets, max_long_octets)
+        self._max_discarded = max(max_discarded_octets, self._max_long)
         self.buffer = b""
         self._offset = 0
         self._skipped = 0  # octets of an over-long line that are gone already

@@ -106,7 +106,7 @@ class Pop3Server:
         self.state = State.CONNECTED
         self.tls_active = tls_active
         self._tls_available = tls_available
-        self._auth_mechanisms = auth_mechanisms
+        self.auth_mechanisms = auth_mechanisms
         self._buffer = b""
         self._offset = 0
         self._skipped = 0  # octets of an over-long line that are gone already
@@ -213,7 +213,7 @@ class Pop3Server:
 
     def _parse_user(self, arguments: list[str]) -> Event:
         self._name = None
-        if not self._auth_mechanisms(self.tls_active):
+        if not self.auth_mechanisms(self.tls_active):
             return Known(events.NEED_TLS)
         if len(arguments) != 1 or len(arguments[0].encode()) > self.settings.max_name_octets:
             return Known(events.BAD_ARGUMENT)
@@ -232,7 +232,7 @@ class Pop3Server:
         self._name = None
         if not arguments:
             return events.ListMechanisms()
-        mechanisms = self._auth_mechanisms(self.tls_active)
+        mechanisms = self.auth_mechanisms(self.tls_active)
         if not mechanisms:
             return Known(events.NEED_TLS)
         if len(arguments) > 2:
@@ -286,7 +286,7 @@ class Pop3Server:
 
     def capabilities(self) -> list[str]:
         """What CAPA says now (RFC 2449 §5): only what would be honoured."""
-        mechanisms = self._auth_mechanisms(self.tls_active)
+        mechanisms = self.auth_mechanisms(self.tls_active)
         lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"]
         if self.state is State.AUTHORIZATION:
             if mechanisms:
@@ -299,7 +299,7 @@ class Pop3Server:
 
     def mechanisms(self) -> tuple[str, ...]:
         """What AUTH offers now."""
-        return self._auth_mechanisms(self.tls_active)
+        return self.auth_mechanisms(self.tls_active)
 
     def tls_started(self) -> None:
         """TLS is active: everything that was said in clear is forgotten (RFC 2595 §4)."""

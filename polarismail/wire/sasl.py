@@ -97,3 +97,8 @@ def _check_credentials(authcid: bytes, authzid: bytes, password: bytes) -> Outco
 
 MECHANISMS: dict[str, Callable[[], Mechanism]] = {"PLAIN": Plain, "LOGIN": Login}
 """By name, best first: the order in which they are offered."""
+
+
+def no_mechanisms(tls_active: bool) -> tuple[str, ...]:
+    """What AUTH offers where nobody can log in any more."""
+    return ()

@@ -165,11 +165,13 @@ class XForward:
 
 @frozen
 class Refused:
-    """The engine knows the answer: send `reply`. `junk`: no mail command at all. `closes`: and then close."""
+    """The engine knows the answer: send `reply`. `junk`: no mail command at all. `closes`: and then close. `waits`: the client
+    must wait for the reply (RFC 2920 §3.1), though it is a no."""
 
     reply: Reply
     junk: bool = False
     closes: bool = False
+    waits: bool = field(default=False, eq=False)
 
 
 Event = (

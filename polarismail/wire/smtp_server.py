@@ -19,6 +19,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
+from attrs import evolve
+
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.content import ContentReader
@@ -212,11 +214,11 @@ class SmtpServer:
             return None
         piece = reader.receive(octets)
         limit = self.settings.max_message_octets + self.settings.max_discarded_octets
-        if reader.rest is not None:
+        if reader.received > limit:  # also where the end came in the same piece: slices do not matter
+            end = EndOfData(reader.size, reader.bare, replies.TOO_BIG, closes=True)
+        elif reader.rest is not None:
             self._lines.receive(reader.rest)
             end = EndOfData(reader.size, reader.bare, reader.problem)
-        elif reader.received > limit:
-            end = EndOfData(reader.size, reader.bare, reader.problem or replies.TOO_BIG, closes=True)
         else:
             return Content(piece) if piece else None
         self._content = None
@@ -295,20 +297,24 @@ class SmtpServer:
             return self._read_response(line)
         text = line.decode("utf-8", "replace").rstrip(" \t")
         if not text.isprintable() and _CONTROL.search(text):
-            return Refused(replies.BAD_OCTET)
+            # Behind a BDAT that nobody understands may be content.
+            return Refused(replies.BAD_OCTET, closes=text[:4].upper() == "BDAT")
         verb, _, argument = text.partition(" ")
         if verb.isascii():  # else a letter that Unicode folds to one of ours would make a verb
             verb = verb.upper()
-        if verb in _LAST_OF_ITS_GROUP and lines:
+        waits = verb in _LAST_OF_ITS_GROUP
+        if waits and lines:
             self.out_of_step = True
             return _OUT_OF_STEP
         parse = PARSE.get(verb)
         if parse is None:
             return refuse_unknown(verb)
-        if self.state not in LEGAL[verb]:
-            return refuse_out_of_order(self, verb, argument.strip(" "))
-        event = parse(self, argument.strip(" "))
-        return Refused(event) if isinstance(event, Reply) else event
+        argument = argument.strip(" ")
+        event = parse(self, argument) if self.state in LEGAL[verb] else refuse_out_of_order(self, verb, argument)
+        if isinstance(event, Reply):
+            event = Refused(event)
+        # The refusal is waited for as well: what comes before it may be content.
+        return evolve(event, waits=True) if waits and type(event) is Refused else event
 
     def _refuse_line(self, problem: LineProblem) -> Refused:
         if self.state is _AUTH:
@@ -338,8 +344,7 @@ class SmtpServer:
         if reply.code < 400:
             self.state = _READY
             self._forget_transaction()
-            return not self._lines
-        return True
+        return not self._lines
 
     def _follow_mail(self, mail: Any, reply: Reply) -> bool:
         if reply.code < 400:
@@ -354,11 +359,11 @@ class SmtpServer:
         return True
 
     def _follow_data(self, _: Any, reply: Reply) -> bool:
-        if reply.code >= 400:
-            self._forget_transaction()
-        elif self._lines:
+        if self._lines:
             self._forget_transaction()
             return False
+        if reply.code >= 400:
+            self._forget_transaction()
         else:
             self.state = _CONTENT
             self._content = self._make_reader(DotDecoder())
@@ -392,13 +397,12 @@ class SmtpServer:
     def _follow_starttls(self, _: Any, reply: Reply) -> bool:
         if reply.code < 400:
             self.state = _TLS
-            return not self._lines
-        return True
+        return not self._lines
 
     def _follow_refused(self, refused: Any, _: Reply) -> bool:
         if refused.closes:
             self._close()
-        return True
+        return not (refused.waits and self._lines)
 
     def _follow_quit(self, _: Any, reply: Reply) -> bool:
         self._close()

@@ -23,7 +23,7 @@ import pytest
 from tests.e2e.server import PASSWORD, Helper, Server, free_port, wait_until
 from tests.proxies import block, render_block, render_line
 
-TEXT = b"Subject: listeners\r\n\r\nHello.\r\n"
+TEXT = b"From: ann@here.test\r\nSubject: listeners\r\n\r\nHello.\r\n"
 _TCP = {
     # name: role, tls, more
     "proxied": ("mx", "starttls", 'proxy_networks = ["127.0.0.1/32"]'),

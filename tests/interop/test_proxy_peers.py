@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.server import PASSWORD, Server, free_port, wait_until
 from tests.interop.test_peers import needs
 
-TEXT = b"Subject: haproxy\r\n\r\nHello.\r\n"
+TEXT = b"From: ann@here.test\r\nSubject: haproxy\r\n\r\nHello.\r\n"
 _WAYS = {
     # name: where HAProxy connects to, how it says who the client is
     "v1": ("proxied", "send-proxy"),

@@ -162,3 +162,30 @@ def test_a_connection_goes_through_the_stages_in_their_order() -> None:
             assert client.recv(100) == b"192.0.2.1 1234\r\n"
     finally:
         run(acceptor.stopListening)
+
+
+def test_a_long_line_is_taken_in_longer_turns_until_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Acceptor, "startListening", lambda self: None)
+    bound = socket.create_server(("127.0.0.1", 0), backlog=400)
+    taken: list[str] = []
+
+    class Factory:
+        def buildProtocol(self, address: Any) -> None:
+            taken.append(address.host)
+
+    acceptor = Acceptor(object(), bound, Factory())
+    clients = [socket.create_connection(bound.getsockname()) for _ in range(300)]
+    try:
+        turns = []
+        for _ in range(6):
+            acceptor.doRead()
+            turns.append(len(taken))
+            taken.clear()
+        assert turns == [16, 32, 64, 128, 60, 0]
+        clients += [socket.create_connection(bound.getsockname()) for _ in range(20)]
+        acceptor.doRead()
+        assert len(taken) == 16
+    finally:
+        for client in clients:
+            client.close()
+        bound.close()

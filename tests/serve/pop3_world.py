@@ -18,11 +18,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.shares import alone
 from polarismail.net.tls import make_self_signed, server_options
-from polarismail.net.transport import TransportSettings
 from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.pop3 import MaildropDoors, Pop3Factory, Pop3SessionSettings, Pop3Settings
 from polarismail.store import maildir as names

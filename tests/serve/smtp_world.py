@@ -23,11 +23,11 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from polarismail.auth.interfaces import IReception, IVouchedCredentials
+from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.shares import alone
 from polarismail.net.tls import make_self_signed, server_options
-from polarismail.net.transport import TransportSettings
 from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.smtp import ESMTPFactory
 from polarismail.serve.smtp_session import SessionSettings

@@ -15,8 +15,8 @@ import pytest
 from twisted.internet.defer import fail
 
 from polarismail.net import eviction
+from polarismail.net.contracts import Hurry, TransportSettings
 from polarismail.net.stress import Stress, StressSettings
-from polarismail.net.transport import Hurry, TransportSettings
 from polarismail.policy.limits import RateLimits
 from polarismail.serve.pop3 import Pop3SessionSettings
 from tests.reactor import reactor, run

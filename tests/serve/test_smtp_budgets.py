@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
-from polarismail.net.transport import TransportSettings
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.wire.smtp_states import ServerSettings
 from tests.serve.smtp_world import SmtpWorld, eventually

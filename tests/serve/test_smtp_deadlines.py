@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from polarismail.net.transport import TransportSettings
+from polarismail.net.contracts import TransportSettings
 from polarismail.serve.smtp_session import SessionSettings
 from tests.serve.smtp_world import Client, SmtpWorld, eventually
 

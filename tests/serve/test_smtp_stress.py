@@ -14,9 +14,9 @@ import pytest
 from attrs import evolve
 
 from polarismail.net import eviction
+from polarismail.net.contracts import Hurry, TransportSettings
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.stress import Stress, StressSettings
-from polarismail.net.transport import Hurry, TransportSettings
 from polarismail.serve import smtp_session
 from polarismail.serve.smtp_session import SessionSettings
 from tests.reactor import reactor, run

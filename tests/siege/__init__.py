@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A server under attack on loopback, with honest clients beside the attackers: see `__main__`."""
