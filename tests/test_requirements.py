@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""Requirements of RFCs that belong to no room's other tests; docs/rfc-requirements.tsv names them."""
+
+from __future__ import annotations
+
+import select
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from polarismail.config import Config, load
+from polarismail.relay.transactions import plan_recipients, plan_sender
+from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
+from polarismail.values import reply as replies
+from polarismail.values.address import Mailbox
+from polarismail.values.errors import ConfigError
+from polarismail.values.reply import Reply, queued_as
+from polarismail.wire.smtp_client import Finished, SendContent, SmtpClient, Transaction
+from polarismail.wire.smtp_server import Rcpt, ServerSettings
+from tests.dialogues.smtp_peer import EnginePeer
+from tests.reactor import run
+from tests.relay.scripted import Peer, Server
+from tests.relay.test_session import message, no_read, send_once
+from tests.wire.test_smtp_client import begun, introduced
+
+NAMED = {name: value for name, value in vars(replies).items() if isinstance(value, Reply)}
+# RFC 5321 §4.2.3; RFC 3207, RFC 4954 (AUTH, STARTTLS); RFC 7504.
+KNOWN_CODES = frozenset(
+    {
+        211,
+        214,
+        220,
+        221,
+        250,
+        251,
+        252,
+        354,
+        421,
+        450,
+        451,
+        452,
+        455,
+        500,
+        501,
+        502,
+        503,
+        504,
+        550,
+        551,
+        552,
+        553,
+        554,
+        555,
+    }
+    | {235, 334, 454, 530, 534, 535, 538}
+    | {521, 556}
+)
+
+
+# -- what we answer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_replies_have_a_known_code_and_a_text(name: str) -> None:
+    reply = NAMED[name]
+    assert reply.code in KNOWN_CODES
+    assert reply.text
+    assert reply.code not in (251, 551), "nobody's new address is told"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_reply_that_may_have_an_enhanced_status_has_one_of_its_class(name: str) -> None:
+    reply = NAMED[name]
+    if reply.code == 354:
+        assert reply.status is None
+    else:
+        assert reply.status is not None and reply.status[0] == reply.code // 100
+
+
+@pytest.mark.parametrize("code", [0, 99, 150, 199, 600, 999, 1000])
+def test_no_reply_can_have_another_first_digit(code: int) -> None:
+    with pytest.raises(ValueError, match="no SMTP reply code"):
+        Reply(code, None, "x")
+
+
+def test_code_and_status_stand_in_each_line_of_a_reply() -> None:
+    assert Reply(550, (5, 7, 1), "no\nand never").octets == b"550-5.7.1 no\r\n550 5.7.1 and never\r\n"
+    with pytest.raises(ValueError, match=r"5\.x\.y"):
+        Reply(550, (4, 7, 1), "no")
+    assert queued_as("q1").octets == Reply(250, (2, 0, 0), "Queued as q1").octets
+
+
+def test_enhanced_statuses_do_not_wait_for_ehlo() -> None:
+    """RFC 2034 §4: before EHLO, and behind HELO, too."""
+    peer = EnginePeer({})
+    peer.read_line()
+    for line, first in ((b"NOOP", b"250 2."), (b"FOO", b"500 5."), (b"DATA", b"503 5."), (b"HELO x", b"250 test")):
+        peer.send(line + b"\r\n")
+        assert (peer.read_line() or b"").startswith(first)
+    peer.send(b"MAIL FROM:<a@b.example>\r\n")
+    assert (peer.read_line() or b"").startswith(b"250 2.1.0 ")
+
+
+def test_a_transaction_has_room_for_a_hundred_recipients() -> None:
+    """RFC 5321 §4.5.3.1.8. A report has one recipient, so the null reverse-path has room for a few."""
+    assert ServerSettings().max_recipients >= 100
+    peer = EnginePeer({"max_recipients": "100"})
+    peer.send(b"EHLO x\r\n")
+    peer.send(b"MAIL FROM:<a@b.example>\r\n" + b"".join(b"RCPT TO:<%d@c.example>\r\n" % n for n in range(101)))
+    assert sum(isinstance(event, Rcpt) for event in peer.events) == 100
+    peer.send(b"DATA\r\n")
+    peer.send(b".\r\n")
+    assert peer.messages == [b""]
+
+
+# -- what we wait for --------------------------------------------------------------------------------------------------
+
+
+def test_waits_are_as_long_as_they_should_be() -> None:
+    """RFC 5321 §4.5.3.2, but for the greeting, which has a row of its own in the table."""
+    settings = Config()
+    client = settings.relay.client
+    assert client.mail_seconds >= 300 and client.rcpt_seconds >= 300
+    assert client.data_seconds >= 120 and client.block_seconds >= 180 and client.final_seconds >= 600
+    assert settings.session.command_seconds >= 300
+    assert settings.spool.expires_seconds >= 4 * 86400
+
+
+def test_each_wait_can_be_configured(tmp_path: Path) -> None:
+    waits = [field.name for field in attrs.fields(type(Config().relay.client)) if field.name.endswith("_seconds")]
+    assert len(waits) >= 10
+    path = tmp_path / "polarismail.toml"
+    path.write_text("[relay.client]\n" + "".join(f"{name} = 7.0\n" for name in waits))
+    client = load(str(path)).relay.client
+    assert {getattr(client, name) for name in waits} == {7.0}
+
+
+# -- what we call ourselves --------------------------------------------------------------------------------------------
+
+
+def test_a_host_without_a_name_may_go_by_its_address(tmp_path: Path) -> None:
+    path = tmp_path / "polarismail.toml"
+    path.write_text('hostname = "[192.0.2.25]"\n')
+    hostname = load(str(path)).hostname
+    client = SmtpClient(hostname)
+    client.receive(b"220 hi\r\n")
+    client.next_event()
+    client.ehlo()
+    assert client.output() == b"EHLO [192.0.2.25]\r\n"
+
+
+@pytest.mark.parametrize("name", ["my_host.example.org", "host.exa_mple.org"])
+def test_our_own_name_has_letters_digits_and_hyphens_only(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "polarismail.toml"
+    path.write_text(f'hostname = "{name}"\n')
+    with pytest.raises(ConfigError, match="hostname: "):
+        load(str(path))
+
+
+# -- what we say to next hops ------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_said_before_the_greeting_has_come_whole() -> None:
+    early: list[Any] = []
+
+    def script(peer: Peer) -> None:
+        early.append(select.select([peer._socket], [], [], 0.1)[0])
+        peer.say(b"220-a moment\r\n")
+        early.append(select.select([peer._socket], [], [], 0.1)[0])
+        peer.greet(b"8BITMIME")
+        peer.take()
+        assert peer.line() == b"QUIT"
+
+    with Server(script) as server:
+        assert run(send_once, server, message(), no_read)[0].code == 250
+    assert early == [[], []]
+
+
+def test_quit_is_the_last_word_and_is_waited_for() -> None:
+    said: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        peer.greet(b"8BITMIME")
+        peer.take()
+        said.append(peer.line())
+        time.sleep(0.05)
+        peer.say(b"221 bye\r\n")
+
+    with Server(script) as server:
+        run(send_once, server, message(), no_read)
+    assert said == [b"QUIT"]
+
+
+@pytest.mark.parametrize(
+    ("mail", "rcpt", "verdict"),
+    [
+        (b"299 what", b"250 ok", None),
+        (b"250", b"250 ", None),
+        (b"250 ok", b"259 what", None),
+        (b"499 what", b"503 no", 499),
+        (b"599 what", b"503 no", 599),
+        (b"250 ok", b"498 what", 498),
+        (b"250 ok", b"597", 597),
+    ],
+)
+def test_a_code_that_nobody_knows_counts_by_its_first_digit(mail: bytes, rcpt: bytes, verdict: int | None) -> None:
+    client, transaction = begun()
+    client.receive(mail + b"\r\n" + rcpt + b"\r\n")
+    if verdict is None:
+        client.receive(b"354\r\n")
+        assert client.next_event() == SendContent()
+        assert client.end_content() == b".\r\n"
+        client.receive(b"266\r\n")
+        assert isinstance(client.next_event(), Finished)
+        assert transaction.verdicts == [Reply(266, None, "")]
+    else:
+        client.receive(b"554 no\r\n")
+        assert isinstance(client.next_event(), Finished)
+        (reply,) = transaction.verdicts
+        assert reply is not None and reply.code == verdict
+
+
+def test_a_refused_sender_is_asked_again_with_the_next_message() -> None:
+    client = introduced(b"250-mx\r\n250 8BITMIME\r\n")
+    for _ in range(2):
+        transaction = Transaction(b"<a@example.org>", [b"<b@example.net>"])
+        client.begin(transaction)
+        assert client.output() == b"MAIL FROM:<a@example.org>\r\n"
+        client.receive(b"550 5.7.1 not you\r\n")
+        assert isinstance(client.next_event(), Finished)
+
+
+def test_paths_keep_their_case_and_are_quoted_as_little_as_possible() -> None:
+    def path_of(text: str) -> bytes:
+        mailbox = Mailbox.parse(text)
+        whole = QueuedMessage("q1", mailbox, 0.0, 3, inline=b"x\r\n")
+        recipient = QueuedRecipient(whole, 0, mailbox, mailbox, mailbox.domain, None, 0, 0, 0, 1)
+        (path,) = plan_recipients([recipient], [None])
+        assert plan_sender(whole, {}, True) == path.octets
+        return path.octets
+
+    assert path_of("Ann.O'Neil@Example.NET") == b"<Ann.O'Neil@example.net>"
+    assert path_of('"Ann.O\'Neil"@example.net') == b"<Ann.O'Neil@example.net>"
+    assert path_of('"a\\b\\ c"@example.net') == b'<"ab c"@example.net>'
+    assert path_of('"a\\"b"@example.net') == b'<"a\\"b"@example.net>'
+    assert path_of("ann@[IPv6:2001:DB8::1]") == b"<ann@[IPv6:2001:db8::1]>"
+
+
+def test_a_null_reverse_path_stays_null() -> None:
+    assert plan_sender(QueuedMessage("q1", None, 0.0, 3, inline=b"x\r\n"), {}, True) == b"<>"
