@@ -35,10 +35,10 @@ from polarismail.store.spool import SpoolSettings
 from polarismail.values.address import parse_domain, to_ascii
 from polarismail.values.errors import BadAddress, ConfigError
 from polarismail.wire.pop3_server import Pop3Settings as Pop3EngineSettings
-from polarismail.wire.smtp_server import ServerSettings
+from polarismail.wire.smtp_states import ServerSettings
 
 # Each listener's role says these, and what is offered follows from what is there.
-_OF_LISTENERS = Without("hostname", "require_auth", "offers_pipelining", "offers_dsn", "offers_smtputf8")
+_OF_LISTENERS = Without("hostname", "require_auth", "offers")
 # `[smarthost]`, `[smarthosts."domain"]` and `[local]` say these, and the server knows its own names.
 _OF_RELAY = Without(
     "client.hostname",

@@ -43,7 +43,7 @@ from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
-from polarismail.wire.smtp_server import ServerSettings, submission_settings
+from polarismail.wire.smtp_states import ServerSettings, submission_settings
 
 
 class Parts:

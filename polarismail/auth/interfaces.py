@@ -14,7 +14,7 @@ from polarismail.values.envelope import Envelope, Recipient, SessionFacts
 from polarismail.values.reply import Reply
 
 if TYPE_CHECKING:
-    from polarismail.wire.smtp_server import EndOfData, Mail, Rcpt
+    from polarismail.wire.smtp_events import EndOfData, Mail, Rcpt
 
 
 class IPlainCredentials(ICredentials):

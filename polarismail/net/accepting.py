@@ -16,8 +16,10 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+from typing import Protocol as Interface
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
@@ -40,14 +42,43 @@ _OF_ONE_CLIENT = {
 }  # fmt: skip
 
 
+Client = tuple[Any, ...]
+"""Who is at the other end, as `socket.accept` says it: (address, port) or IPv6's four."""
+GoOn = Callable[[socket.socket, Client], None]
+
+
+class Stage(Interface):
+    """What a connection goes through before it costs an engine and a session: nothing has been sent or read yet."""
+
+    def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
+        """Own the socket until `go_on(accepted, client)` is called, now or later, perhaps with another client; or close it.
+        Never raises on what a client does."""
+
+    def stop(self) -> None:
+        """Nothing is accepted any more: close what is held."""
+
+
 @implementer(IListeningPort, IReadDescriptor)
 class Acceptor:
-    """One listening socket of TCP, which it owns. Made by `listeners.serve`; starts at once."""
+    """One listening socket of TCP, which it owns. Made by `listeners.serve`; starts at once.
+
+    `stages`: in the order in which a connection goes through them; shared by all listeners that have them.
+    """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, listening: socket.socket, factory: Any, shares: Shares | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        listening: socket.socket,
+        factory: Any,
+        shares: Shares | None = None,
+        stages: Sequence[Stage] = (),
+    ) -> None:
         self._reactor, self._listening, self._factory, self._shares = reactor, listening, factory, shares
+        self._begin: GoOn = self._take
+        for stage in reversed(stages):
+            self._begin = partial(_pass_through, stage, self._begin)
         self._address_type: Any = IPv6Address if listening.family == socket.AF_INET6 else IPv4Address
         self._resume: Any = None  # the timer of a pause
         self._insists = False
@@ -112,17 +143,21 @@ class Acceptor:
                 self._pause(_BACK_OFF_SECONDS, self._look)
                 return
             self._insists = False
-            try:
-                self._take(accepted, client)
-            except Exception:
-                self.log.failure("a connection could not be begun")
-                accepted.close()
-            if accepted.fileno() >= self._limit - RESERVED_DESCRIPTORS:
-                self._tell(f"{accepted.fileno()} of {self._limit} descriptors are in use")
+            descriptor = accepted.fileno()
+            self._begin(accepted, client)
+            if descriptor >= self._limit - RESERVED_DESCRIPTORS:
+                self._tell(f"{descriptor} of {self._limit} descriptors are in use")
                 self._pause(_BACK_OFF_SECONDS, self._look)
                 return
 
-    def _take(self, accepted: socket.socket, client: tuple[Any, ...]) -> None:
+    def _take(self, accepted: socket.socket, client: Client) -> None:
+        try:
+            self._serve(accepted, client)
+        except Exception:
+            self.log.failure("a connection could not be begun")
+            accepted.close()
+
+    def _serve(self, accepted: socket.socket, client: Client) -> None:
         protocol = self._factory.buildProtocol(self._address_type("TCP", client[0], client[1]))
         if protocol is None:
             accepted.close()
@@ -161,3 +196,7 @@ class Acceptor:
         if not self._told:
             self._told = True
             self.log.critical("accepting pauses until there is room: {why}", why=why, event="accepting_paused")
+
+
+def _pass_through(stage: Stage, go_on: GoOn, accepted: socket.socket, client: Client) -> None:
+    stage.take(accepted, client, go_on)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 from attrs import field, frozen
 
-from polarismail.net.accepting import Acceptor
+from polarismail.net.accepting import Acceptor, Stage
 from polarismail.net.shares import Shares
 from polarismail.values.errors import ConfigError
 from polarismail.values.network import NetworkList
@@ -117,6 +117,13 @@ def _bind_one(listener: Listener, address: str) -> socket.socket:
     return bound
 
 
-def serve(reactor: Any, bound: Iterable[socket.socket], factory: Any, shares: Shares | None = None) -> list[Acceptor]:
-    """Accept from bound sockets, which are the acceptors' from now on. `shares`: where other processes accept as well."""
-    return [Acceptor(reactor, each, factory, shares) for each in bound]
+def serve(
+    reactor: Any,
+    bound: Iterable[socket.socket],
+    factory: Any,
+    shares: Shares | None = None,
+    stages: Sequence[Stage] = (),
+) -> list[Acceptor]:
+    """Accept from bound sockets, which are the acceptors' from now on. `shares`: where other processes accept as well;
+    `stages`: what each connection goes through first."""
+    return [Acceptor(reactor, each, factory, shares, stages) for each in bound]

@@ -22,7 +22,8 @@ from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
 from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
-from polarismail.wire.smtp_server import ServerSettings, SmtpServer
+from polarismail.wire.smtp_server import SmtpServer
+from polarismail.wire.smtp_states import ServerSettings
 
 
 class ESMTPFactory(CountingFactory, SMTPFactory):

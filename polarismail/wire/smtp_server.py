@@ -22,6 +22,7 @@ from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.content import ContentReader
 from polarismail.wire.framing import LineProblem, LineReader
+from polarismail.wire.smtp_commands import LINE_PROBLEMS, PARSE, refuse_unknown
 from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
@@ -30,54 +31,21 @@ from polarismail.wire.smtp_events import (
     EndOfData,
     Event,
     Hello,
-    Help,
     Mail,
-    Noop,
     Quit,
     Rcpt,
     Refused,
     Rset,
     StartTls,
-    Vrfy,
 )
-from polarismail.wire.smtp_grammar import decode_base64, parse_auth, parse_hello, parse_mail, parse_rcpt, printable
-from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State, submission_settings
-
-__all__ = [
-    "LEGAL",
-    "Auth",
-    "AuthResponse",
-    "Content",
-    "Data",
-    "EndOfData",
-    "Event",
-    "Hello",
-    "Help",
-    "Mail",
-    "Noop",
-    "Quit",
-    "Rcpt",
-    "Refused",
-    "Rset",
-    "ServerSettings",
-    "SmtpServer",
-    "StartTls",
-    "State",
-    "Vrfy",
-    "submission_settings",
-]
-
+from polarismail.wire.smtp_grammar import decode_base64
+from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
 _LAST_OF_ITS_GROUP = frozenset({"EHLO", "HELO", "DATA", "STARTTLS"})
-_NOT_IMPLEMENTED = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "ETRN", "ATRN", "BURL", "XCLIENT", "XFORWARD"})
-_OTHER_PROTOCOLS = frozenset({"GET", "POST", "CONNECT", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "PRI"})
-_HEADER_FIELD = re.compile(r"(?!MAIL|RCPT)[A-Z][A-Z0-9-]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-_FOREIGN = Refused(replies.FOREIGN_PROTOCOL, junk=True, closes=True)
 _OUT_OF_STEP = Refused(replies.OUT_OF_STEP, closes=True)
-_DATA, _RSET, _NOOP, _QUIT, _STARTTLS = Data(), Rset(), Noop(), Quit(), StartTls()
 # An attribute of an Enum costs five times what a global name does, and a command looks at ten of them.
 _CONNECTED, _GREETED, _READY, _MAIL, _RCPT, _CONTENT, _AUTH, _TLS, _CLOSED = State
 
@@ -105,9 +73,8 @@ class SmtpServer:
         self.recipients = 0  # accepted in this transaction
         self.out_of_step = False
         self.tls_active = tls_active
-        self._tls_available = tls_available
-        self._auth_mechanisms = auth_mechanisms
-        self._extensions = settings.extensions
+        self.tls_available = tls_available
+        self.auth_mechanisms = auth_mechanisms
         self._lines = LineReader(
             settings.max_command_octets,
             long_prefix=b"AUTH ",
@@ -117,8 +84,8 @@ class SmtpServer:
         self._owed: Event | Literal["banner"] | None = "banner"
         self._next: Event | None = None  # decided already
         self._content: ContentReader | None = None
-        self._transaction: Mail | None = None
-        self._tried_recipients = 0
+        self.transaction: Mail | None = None
+        self.tried_recipients = 0
 
     # -- octets in, events out ---------------------------------------------------------------------------------------
 
@@ -189,18 +156,16 @@ class SmtpServer:
     def ehlo_reply(self, greeting: str) -> Reply:
         """The reply to EHLO: the extensions that are honoured right now. `greeting` is its first line."""
         settings = self.settings
-        keywords = ["PIPELINING"] if settings.offers_pipelining else []
+        offers = settings.offers
+        keywords = ["PIPELINING"] if "PIPELINING" in offers else []
         keywords.append(f"SIZE {settings.max_message_octets}")
-        if self._tls_available and not self.tls_active:
+        if self.tls_available and not self.tls_active:
             keywords.append("STARTTLS")
-        mechanisms = () if self.authenticated else self._auth_mechanisms(self.tls_active)
+        mechanisms = () if self.authenticated else self.auth_mechanisms(self.tls_active)
         if mechanisms:
             keywords.append("AUTH " + " ".join(mechanisms))
         keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
-        if settings.offers_dsn:
-            keywords.append("DSN")
-        if settings.offers_smtputf8:
-            keywords.append("SMTPUTF8")
+        keywords += [keyword for keyword in ("DSN", "SMTPUTF8") if keyword in offers]
         return _ehlo_reply(greeting, "\n".join(keywords))
 
     def tls_started(self) -> None:
@@ -253,11 +218,11 @@ class SmtpServer:
         if verb in _LAST_OF_ITS_GROUP and lines:
             self.out_of_step = True
             return _OUT_OF_STEP
-        parse = _PARSE.get(verb)
+        parse = PARSE.get(verb)
         if parse is None:
-            return _refuse_unknown(verb)
+            return refuse_unknown(verb)
         if self.state not in LEGAL[verb]:
-            if verb == "DATA" and self._tried_recipients:
+            if verb == "DATA" and self.tried_recipients:
                 return Refused(replies.NO_VALID_RECIPIENTS)
             return Refused(replies.BAD_SEQUENCE)
         event = parse(self, argument.strip(" "))
@@ -268,7 +233,7 @@ class SmtpServer:
             self.state = _READY
             if problem is LineProblem.TOO_LONG:
                 return Refused(replies.AUTH_LINE_TOO_LONG)
-        return _LINE_PROBLEMS[problem]
+        return LINE_PROBLEMS[problem]
 
     def _read_response(self, line: bytes) -> Event:
         self.state = _READY
@@ -276,47 +241,6 @@ class SmtpServer:
             return AuthResponse(None)
         octets = decode_base64(line)
         return AuthResponse(octets) if octets is not None else Refused(replies.BAD_BASE64)
-
-    # -- commands: the event, or the reply that refuses it -----------------------------------------------------------
-
-    def _parse_mail(self, argument: str) -> Event | Reply:
-        settings = self.settings
-        if settings.require_auth and not self.authenticated:
-            if self._tls_available and not self.tls_active and not self._auth_mechanisms(False):
-                return replies.NEED_TLS
-            return replies.NEED_AUTH
-        return parse_mail(argument, self._extensions, settings.max_message_octets)
-
-    def _parse_rcpt(self, argument: str) -> Event | Reply:
-        mail = self._transaction
-        assert mail is not None
-        self._tried_recipients += 1
-        settings = self.settings
-        event = parse_rcpt(argument, self._extensions, mail.smtputf8)
-        limit = settings.max_recipients if mail.reverse_path is not None else settings.max_null_path_recipients
-        if self.recipients >= limit and type(event) is Rcpt:
-            return replies.TOO_MANY_RECIPIENTS
-        return event
-
-    def _parse_starttls(self, argument: str) -> Event | Reply:
-        if argument:
-            return replies.BAD_SYNTAX
-        if self.tls_active:
-            return replies.BAD_SEQUENCE
-        return _STARTTLS if self._tls_available else replies.NOT_IMPLEMENTED
-
-    def _parse_auth(self, argument: str) -> Event | Reply:
-        if self.authenticated:
-            return replies.BAD_SEQUENCE
-        mechanisms = self._auth_mechanisms(self.tls_active)
-        if not mechanisms:
-            if self._tls_available and not self.tls_active and self._auth_mechanisms(True):
-                return replies.ENCRYPTION_NEEDED
-            return replies.NOT_IMPLEMENTED
-        event = parse_auth(argument)
-        if isinstance(event, Auth) and event.mechanism not in mechanisms:
-            return replies.UNKNOWN_MECHANISM
-        return event
 
     # -- what follows from a reply: False when the client did not wait for it ----------------------------------------
 
@@ -337,8 +261,8 @@ class SmtpServer:
 
     def _follow_mail(self, mail: Any, reply: Reply) -> bool:
         if reply.code < 400:
-            self.state, self._transaction = _MAIL, mail
-            self.recipients = self._tried_recipients = 0
+            self.state, self.transaction = _MAIL, mail
+            self.recipients = self.tried_recipients = 0
         return True
 
     def _follow_rcpt(self, _: Any, reply: Reply) -> bool:
@@ -401,60 +325,24 @@ class SmtpServer:
         self._lines.drop()
 
     def _forget_transaction(self) -> None:
-        self._transaction = None
-        self.recipients = self._tried_recipients = 0
+        self.transaction = None
+        self.recipients = self.tried_recipients = 0
         if self.state in (_MAIL, _RCPT, _CONTENT):
             self.state = _READY
 
     def _close(self) -> None:
         self.state = _CLOSED
         self._lines.drop()
-        self._next = self._content = self._transaction = None
+        self._next = self._content = self.transaction = None
 
 
-_LINE_PROBLEMS = {
-    LineProblem.TOO_LONG: Refused(replies.LINE_TOO_LONG),
-    LineProblem.ENDLESS: Refused(replies.LINE_TOO_LONG, closes=True),
-    # Whoever takes LF for the end of a line and whoever does not would see different commands: this ends here.
-    LineProblem.BARE_LINE_FEED: Refused(replies.BARE_COMMAND, closes=True),
-    LineProblem.TLS: _FOREIGN,
-}
 _READING = COMMAND_STATES | {_AUTH}
-
-
-def _refuse_unknown(verb: str) -> Refused:
-    if verb in _OTHER_PROTOCOLS or _HEADER_FIELD.match(verb):
-        return _FOREIGN
-    # What follows an unexpected BDAT may be content (RFC 3030): it must not be read as commands.
-    if verb == "BDAT":
-        return Refused(replies.NOT_IMPLEMENTED, junk=True, closes=True)
-    return Refused(replies.NOT_IMPLEMENTED if verb in _NOT_IMPLEMENTED else replies.UNKNOWN_COMMAND, junk=True)
 
 
 @lru_cache(maxsize=256)
 def _ehlo_reply(greeting: str, keywords: str) -> Reply:
     return Reply(250, None, f"{greeting}\n{keywords}")
 
-
-def _bare(event: Event) -> Callable[[SmtpServer, str], Event | Reply]:
-    """A command that takes no argument."""
-    return lambda server, argument: replies.BAD_SYNTAX if argument else event
-
-
-_PARSE: dict[str, Callable[[SmtpServer, str], Event | Reply]] = {
-    "EHLO": lambda server, argument: parse_hello("EHLO", argument),
-    "HELO": lambda server, argument: parse_hello("HELO", argument),
-    "MAIL": SmtpServer._parse_mail,
-    "RCPT": SmtpServer._parse_rcpt,
-    "DATA": _bare(_DATA),
-    "RSET": _bare(_RSET),
-    "NOOP": lambda server, argument: _NOOP,
-    "VRFY": lambda server, argument: Vrfy(printable(argument)) if argument else replies.BAD_SYNTAX,
-    "HELP": lambda server, argument: Help(printable(argument)),
-    "QUIT": _bare(_QUIT),
-    "STARTTLS": SmtpServer._parse_starttls,
-    "AUTH": SmtpServer._parse_auth,
-}
 
 _FOLLOW: dict[type, Callable[[SmtpServer, Any, Reply], bool]] = {
     str: SmtpServer._follow_banner,

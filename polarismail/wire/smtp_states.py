@@ -7,7 +7,6 @@ RFC 5321 §4.1.4; HOSTILE section 0 and F8.
 from __future__ import annotations
 
 import enum
-from functools import lru_cache
 from typing import Any, Literal
 
 from attrs import field, frozen
@@ -71,19 +70,8 @@ class ServerSettings:
     max_discarded_line_octets: int = 65536
     max_header_octets: int = 102400
     max_header_lines: int = 1000
-    offers_pipelining: bool = True
-    offers_dsn: bool = False
-    offers_smtputf8: bool = False
-
-    @property
-    def extensions(self) -> frozenset[str]:
-        """Parameters that MAIL and RCPT may carry beyond SIZE, BODY and AUTH."""
-        return _extensions(self.offers_dsn, self.offers_smtputf8)
-
-
-@lru_cache(maxsize=4)
-def _extensions(dsn: bool, smtputf8: bool) -> frozenset[str]:
-    return frozenset(name for name, offered in (("DSN", dsn), ("SMTPUTF8", smtputf8)) if offered)
+    offers: frozenset[str] = frozenset({"PIPELINING"})
+    """Keywords of RFCs that this listener offers beyond SIZE, 8BITMIME and ENHANCEDSTATUSCODES, which each one does."""
 
 
 def submission_settings(hostname: str = "localhost", **others: Any) -> ServerSettings:

@@ -17,7 +17,7 @@ import attrs
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl
-from polarismail.wire.smtp_server import (
+from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
     Content,
@@ -30,12 +30,11 @@ from polarismail.wire.smtp_server import (
     Quit,
     Rcpt,
     Refused,
-    ServerSettings,
-    SmtpServer,
     StartTls,
     Vrfy,
-    submission_settings,
 )
+from polarismail.wire.smtp_server import SmtpServer
+from polarismail.wire.smtp_states import ServerSettings, submission_settings
 
 _SETTINGS = {attribute.name: attribute for attribute in attrs.fields(ServerSettings)}
 _ANSWERS: dict[type, Reply] = {

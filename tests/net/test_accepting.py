@@ -122,3 +122,43 @@ def test_an_error_of_the_machine_pauses_and_one_of_a_client_does_not(
     assert bool(fake.readers) is not pauses
     fake.calls.clear()
     fake.readers.clear()
+
+
+class Waiting:
+    """A stage that keeps clients until it is told, and then says that they are somebody else."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+
+    def take(self, accepted: socket.socket, client: Any, go_on: Any) -> None:
+        self.held.append((accepted, go_on))
+
+    def release(self) -> None:
+        for accepted, go_on in self.held:
+            go_on(accepted, ("192.0.2.1", 1234))
+
+    def stop(self) -> None: ...
+
+
+class PeerTeller(Protocol):
+    def connectionMade(self) -> None:
+        peer: Any = self.transport.getPeer()  # type: ignore[union-attr]
+        self.transport.write(f"{peer.host} {peer.port}\r\n".encode())  # type: ignore[union-attr]
+
+
+def test_a_connection_goes_through_the_stages_in_their_order() -> None:
+    bound = socket.create_server(("127.0.0.1", 0))
+    first, second = Waiting(), Waiting()
+    factory: Any = Factory.forProtocol(PeerTeller)
+    (acceptor,) = run(listeners.serve, reactor, [bound], factory, None, [first, second])
+    try:
+        with socket.create_connection(bound.getsockname(), 10) as client:
+            until = time.monotonic() + 10
+            while not first.held:
+                assert time.monotonic() < until
+            assert not second.held
+            run(first.release)
+            run(second.release)
+            assert client.recv(100) == b"192.0.2.1 1234\r\n"
+    finally:
+        run(acceptor.stopListening)

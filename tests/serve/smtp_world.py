@@ -32,7 +32,7 @@ from polarismail.store.interfaces import IDraft
 from polarismail.values import reply as replies
 from polarismail.values.envelope import Recipient
 from polarismail.values.reply import Reply
-from polarismail.wire.smtp_server import ServerSettings
+from polarismail.wire.smtp_states import ServerSettings
 from tests.reactor import reactor, run
 
 

@@ -16,7 +16,7 @@ from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import NO_ROOM, NOT_QUEUED, TRY_AGAIN, Reply
-from polarismail.wire.smtp_server import EndOfData, Rcpt
+from polarismail.wire.smtp_events import EndOfData, Rcpt
 
 BOB = Mailbox("bob", "here.test")
 ENVELOPE = Envelope(None, (Recipient(BOB, BOB, LOCAL, 1),))

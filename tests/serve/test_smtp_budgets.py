@@ -11,7 +11,7 @@ from attrs import evolve
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.serve.smtp_session import SessionSettings
-from polarismail.wire.smtp_server import ServerSettings
+from polarismail.wire.smtp_states import ServerSettings
 from tests.serve.smtp_world import SmtpWorld, eventually
 
 SESSION = SessionSettings(soft_error_delay_seconds=0.0)

@@ -14,7 +14,7 @@ from twisted.mail.smtp import SMTPServerError
 from zope.interface import implementer
 
 from polarismail.serve.smtp import ESMTPFactory
-from polarismail.wire.smtp_server import ServerSettings
+from polarismail.wire.smtp_states import ServerSettings
 from tests.reactor import reactor, run
 from tests.serve.smtp_world import Client, SmtpWorld
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
-from polarismail.wire.smtp_server import (
-    LEGAL,
+from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
     Content,
@@ -23,11 +22,10 @@ from polarismail.wire.smtp_server import (
     Mail,
     Rcpt,
     Refused,
-    ServerSettings,
-    SmtpServer,
     StartTls,
-    State,
 )
+from polarismail.wire.smtp_server import SmtpServer
+from polarismail.wire.smtp_states import LEGAL, ServerSettings, State
 from tests.dialogues.smtp_peer import EnginePeer
 from tests.wire.test_framing import cuts, slices
 
@@ -366,7 +364,11 @@ def test_memory_does_not_grow_with_content() -> None:
 
 
 def test_what_ehlo_offers() -> None:
-    text = ready(ServerSettings(max_message_octets=99, offers_dsn=True, offers_smtputf8=True)).ehlo_reply("hi").text
+    text = (
+        ready(ServerSettings(max_message_octets=99, offers=frozenset({"PIPELINING", "DSN", "SMTPUTF8"})))
+        .ehlo_reply("hi")
+        .text
+    )
     assert text.split("\n") == [
         "hi",
         "PIPELINING",
@@ -382,7 +384,7 @@ def test_what_ehlo_offers() -> None:
 
 def test_smtputf8_only_in_a_transaction_that_asked_for_it() -> None:
     for parameter, kind in ((b"", Refused), (b" SMTPUTF8", Rcpt)):
-        server = ready(ServerSettings(offers_smtputf8=True))
+        server = ready(ServerSettings(offers=frozenset({"SMTPUTF8"})))
         assert isinstance(one(server, b"MAIL FROM:<a@b.example>" + parameter + b"\r\n"), Mail)
         server.answer(replies.SENDER_OK)
         assert isinstance(one(server, "RCPT TO:<ü@b.example>\r\n".encode()), kind)

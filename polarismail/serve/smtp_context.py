@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""What the SMTP sessions of one listener share: their time-outs and budgets, the portal, the words that are always the same.
+
+Frozen, so that a reload is another value for the sessions from then on (NUMBERS, HOSTILE 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import field, frozen
+
+from polarismail.net.listeners import Listener
+from polarismail.values.reply import Reply
+
+
+@frozen
+class SessionSettings:
+    """Time-outs and budgets of one SMTP session (NUMBERS, HOSTILE 0)."""
+
+    command_seconds: float = 300.0
+    content_seconds: float = 300.0
+    min_octets_per_second: int = 500
+    soft_errors: int = 10
+    soft_error_delay_seconds: float = 1.0
+    hard_errors: int = 20
+    max_junk_commands: int = 100
+    max_auth_failures: int = 3
+
+
+@frozen
+class SmtpContext:
+    """What all sessions of one listener share."""
+
+    hostname: str
+    listener: Listener
+    portal: Any  # twisted.cred.portal.Portal
+    reactor: Any
+    tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
+    record_event: Callable[[str, dict[str, Any]], None]
+    settings: SessionSettings = field(factory=SessionSettings)
+    banner: Reply = field(init=False)
+    helo_reply: Reply = field(init=False)
+
+    @banner.default
+    def _make_banner(self) -> Reply:
+        return Reply(220, None, f"{self.hostname} ESMTP polarismail")
+
+    @helo_reply.default
+    def _make_helo_reply(self) -> Reply:
+        return Reply(250, None, self.hostname)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The ground that every part of an SMTP session stands on: who the client is, and how it is answered.
+
+Guarantees: a reply goes out once for each command; errors slow the client down and then end the session; what is no fault
+of the client's is not counted as one (HOSTILE 0, F14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from polarismail.net.transport import Connection
+from polarismail.serve.smtp_context import SmtpContext
+from polarismail.values import reply as replies
+from polarismail.values.envelope import SessionFacts
+from polarismail.values.reply import Reply
+from polarismail.wire.smtp_events import Hello
+from polarismail.wire.smtp_server import SmtpServer
+
+
+class Conversation:
+    """One client and what it has been told."""
+
+    log = Logger()
+    _connection: Connection
+    _engine: SmtpServer
+
+    def __init__(self, context: SmtpContext) -> None:
+        self._context, self._settings = context, context.settings
+        self._errors = self._deferrals = self._junk = 0
+        self._hello: Hello | None = None
+        self._account = ""
+        self._tls = ""
+        self._facts = SessionFacts()
+
+    def _answer(self, reply: Reply) -> Deferred[None] | None:
+        """Send the reply that the last event is owed; slow down, or end, a session full of errors."""
+        self._connection.send(self._engine.answer(reply))
+        if reply.code < 400:
+            return None
+        if reply.code == 421:
+            self._connection.close(lingers=True)
+            return None
+        if reply.is_transient and self._deferrals < self._engine.settings.max_recipients:
+            # "Try again later" is no fault of the client's, above all not for the recipients beyond the limit: those
+            # before it must get their message (RFC 5321 §4.5.3.1.10). But it goes on for so long only.
+            self._deferrals += 1
+            return None
+        self._errors += 1
+        if self._errors >= self._settings.hard_errors:
+            self._connection.send(replies.TOO_MANY_ERRORS.octets)
+            self._connection.close(lingers=True)
+        elif self._errors >= self._settings.soft_errors:
+            return deferLater(self._context.reactor, self._settings.soft_error_delay_seconds, lambda: None)
+        return None
+
+    def _answer_junk(self, reply: Reply) -> Deferred[None] | None:
+        """The same for commands that do nothing for mail: too many of them are an attack (HOSTILE F14)."""
+        self._junk += 1
+        if self._junk > self._settings.max_junk_commands:
+            return self._answer(replies.TOO_MANY_ERRORS)
+        return self._answer(reply)
+
+    def _note_facts(self) -> None:
+        peer = self._connection.peer
+        extended = self._hello is not None and self._hello.verb == "EHLO"
+        protocol = "SMTP" if not extended else "ESMTP" + ("S" if self._tls else "") + ("A" if self._account else "")
+        self._facts = SessionFacts(
+            listener=self._context.listener.name,
+            protocol=protocol,
+            client_address=getattr(peer, "host", "") or "",
+            client_port=getattr(peer, "port", 0) or 0,
+            helo=self._hello.domain if self._hello is not None else "",
+            account=self._account,
+            tls=self._tls,
+        )
+
+
+def then(result: Any, function: Callable[..., Deferred[None] | None], *args: Any) -> Deferred[None] | None:
+    """Go on with a value now, or with a Deferred's value when it comes: the usual case costs no Deferred."""
+    kind = type(result)
+    if kind is not Reply and kind is not tuple and isinstance(result, Deferred):  # its isinstance takes a detour
+        return result.addCallback(function, *args)
+    return function(result, *args)
