@@ -222,12 +222,11 @@ def parse(path: str, text: str) -> Config:
         raise ConfigError(f"{path}: expected TOML: {problem}") from problem
     reading = Reading(os.path.dirname(os.path.abspath(path)))
     config: Config = read_table(Config, table, reading)
-    if (
-        "_" in config.hostname
-    ):  # domains of others may have one, the name of a client or server may not (RFC 5321 §4.1.2)
-        reading.problems.append(f'hostname: expected letters, digits and hyphens, found "{config.hostname}"')
     if reading.problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in reading.problems))
+    if "_" in config.hostname:
+        # Domains of others may have one; the name of a client or server may not (RFC 5321 §4.1.2).
+        raise ConfigError(f'{path}: hostname: expected letters, digits and hyphens, found "{config.hostname}"')
     routing = evolve(config.relay.routing, smarthost=config.smarthost, domains=config.smarthosts)
     return evolve(config, hostname=config.hostname or _own_name(), relay=evolve(config.relay, routing=routing))
 
