@@ -6,17 +6,21 @@ from __future__ import annotations
 import select
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
 import pytest
+from twisted.internet.defer import Deferred, succeed
 
 from polarismail.config import Config, load
+from polarismail.relay.mx import MxSettings, find_exchangers
 from polarismail.relay.transactions import plan_recipients, plan_sender
-from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
+from polarismail.store.interfaces import QueuedMessage, QueuedRecipient, Refused, Submission
 from polarismail.values import reply as replies
-from polarismail.values.address import Mailbox
-from polarismail.values.errors import ConfigError
+from polarismail.values.address import Mailbox, parse_path
+from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.errors import ConfigError, NoSuchName
 from polarismail.values.reply import Reply, queued_as
 from polarismail.wire.smtp_client import Finished, SendContent, SmtpClient, Transaction
 from polarismail.wire.smtp_server import Rcpt, ServerSettings
@@ -24,6 +28,8 @@ from tests.dialogues.smtp_peer import EnginePeer
 from tests.reactor import run
 from tests.relay.scripted import Peer, Server
 from tests.relay.test_session import message, no_read, send_once
+from tests.serve.test_reception import END, reception
+from tests.serve.test_reception import Draft as SpoolDraft
 from tests.wire.test_smtp_client import begun, introduced
 
 NAMED = {name: value for name, value in vars(replies).items() if isinstance(value, Reply)}
@@ -90,6 +96,7 @@ def test_code_and_status_stand_in_each_line_of_a_reply() -> None:
     assert Reply(550, (5, 7, 1), "no\nand never").octets == b"550-5.7.1 no\r\n550 5.7.1 and never\r\n"
     with pytest.raises(ValueError, match=r"5\.x\.y"):
         Reply(550, (4, 7, 1), "no")
+    assert all(len(line) <= 510 for line in Reply(550, (5, 7, 1), "x" * 9000).octets.split(b"\r\n"))
     assert queued_as("q1").octets == Reply(250, (2, 0, 0), "Queued as q1").octets
 
 
@@ -129,13 +136,15 @@ def test_waits_are_as_long_as_they_should_be() -> None:
     assert settings.spool.expires_seconds >= 4 * 86400
 
 
-def test_each_wait_can_be_configured(tmp_path: Path) -> None:
-    waits = [field.name for field in attrs.fields(type(Config().relay.client)) if field.name.endswith("_seconds")]
-    assert len(waits) >= 10
+@pytest.mark.parametrize("table", ["client", "schedule"])
+def test_each_wait_can_be_configured(tmp_path: Path, table: str) -> None:
+    kind = type(getattr(Config().relay, table))
+    waits = [field.name for field in attrs.fields(kind) if field.name.endswith("_seconds")]
+    assert len(waits) >= 8
     path = tmp_path / "polarismail.toml"
-    path.write_text("[relay.client]\n" + "".join(f"{name} = 7.0\n" for name in waits))
-    client = load(str(path)).relay.client
-    assert {getattr(client, name) for name in waits} == {7.0}
+    path.write_text(f"[relay.{table}]\n" + "".join(f"{name} = 7.0\n" for name in waits))
+    read = getattr(load(str(path)).relay, table)
+    assert {getattr(read, name) for name in waits} == {7.0}
 
 
 # -- what we call ourselves --------------------------------------------------------------------------------------------
@@ -194,6 +203,11 @@ def test_quit_is_the_last_word_and_is_waited_for() -> None:
     assert said == [b"QUIT"]
 
 
+def test_keywords_are_read_in_any_case() -> None:
+    client = introduced(b"250-mx\r\n250-Pipelining\r\n250 size 1000\r\n")
+    assert client.extensions == {"PIPELINING": "", "SIZE": "1000"}
+
+
 @pytest.mark.parametrize(
     ("mail", "rcpt", "verdict"),
     [
@@ -235,7 +249,8 @@ def test_a_refused_sender_is_asked_again_with_the_next_message() -> None:
 
 def test_paths_keep_their_case_and_are_quoted_as_little_as_possible() -> None:
     def path_of(text: str) -> bytes:
-        mailbox = Mailbox.parse(text)
+        mailbox = parse_path(text)
+        assert mailbox is not None
         whole = QueuedMessage("q1", mailbox, 0.0, 3, inline=b"x\r\n")
         recipient = QueuedRecipient(whole, 0, mailbox, mailbox, mailbox.domain, None, 0, 0, 0, 1)
         (path,) = plan_recipients([recipient], [None])
@@ -246,8 +261,47 @@ def test_paths_keep_their_case_and_are_quoted_as_little_as_possible() -> None:
     assert path_of('"Ann.O\'Neil"@example.net') == b"<Ann.O'Neil@example.net>"
     assert path_of('"a\\b\\ c"@example.net') == b'<"ab c"@example.net>'
     assert path_of('"a\\"b"@example.net') == b'<"a\\"b"@example.net>'
+    assert path_of("@one.test,@two.test:ann@example.net") == b"<ann@example.net>"
     assert path_of("ann@[IPv6:2001:DB8::1]") == b"<ann@[IPv6:2001:db8::1]>"
 
 
 def test_a_null_reverse_path_stays_null() -> None:
     assert plan_sender(QueuedMessage("q1", None, 0.0, 3, inline=b"x\r\n"), {}, True) == b"<>"
+
+
+@pytest.mark.parametrize("domain", ["mail", "example.org", "mail.example.org"])
+def test_domains_are_asked_for_as_they_stand(domain: str) -> None:
+    """RFC 5321 §5.1: nothing is put behind a name that looks incomplete."""
+    asked: list[str] = []
+
+    class Nobody:
+        async def mx(self, domain: str) -> tuple[tuple[int, str], ...]:
+            asked.append(domain)
+            raise NoSuchName(domain)
+
+        async def addresses(self, host: str) -> tuple[str, ...]:
+            raise AssertionError(host)
+
+    found = run(lambda: Deferred.fromCoroutine(find_exchangers(domain, Nobody(), MxSettings())))
+    assert isinstance(found, Reply) and found.status == (5, 1, 2)
+    assert asked == [domain]
+
+
+# -- what we write into messages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [1, 2])
+def test_trace_fields_tell_of_one_recipient_or_of_none(many: int) -> None:
+    """RFC 5321 §7.2: nobody learns who else got it."""
+    recipients = [Mailbox(f"name{number}", "here.test") for number in range(many)]
+    envelope = Envelope(None, tuple(Recipient(each, each, LOCAL, 1) for each in recipients))
+    submitted: list[Submission] = []
+
+    def commit(submission: Submission) -> Deferred[Any]:
+        submitted.append(submission)
+        return succeed(Refused(replies.NO_ROOM))
+
+    made = reception(spool=SimpleNamespace(commit=commit))
+    made.end_of_data(SessionFacts(client_address="192.0.2.1"), envelope, SpoolDraft(), END)
+    assert (b"for <name0@here.test>" in submitted[0].trace) is (many == 1)
+    assert (b"name" in submitted[0].trace) is (many == 1)
