@@ -66,6 +66,12 @@ class Conversation:
             return self._answer(replies.TOO_MANY_ERRORS)
         return self._answer(reply)
 
+    def _answer_at_once(self, reply: Reply) -> Deferred[None] | None:
+        """The same for commands whose replies may not wait for those of others in their group (RFC 2920 §3.2)."""
+        waits = self._answer_junk(reply)
+        self._connection.flush()
+        return waits
+
     def _note_facts(self) -> None:
         peer = self._connection.peer
         extended = self._hello is not None and self._hello.verb == "EHLO"

@@ -81,7 +81,7 @@ class SmtpSession(TransactionConversation):
     # -- commands that are no mail --------------------------------------------------------------------------------------
 
     def _do_refused(self, event: smtp_events.Refused) -> Deferred[None] | None:
-        waits = (self._answer_junk if event.junk else self._answer)(event.reply)
+        waits = (self._answer_at_once if event.junk else self._answer)(event.reply)
         if event.closes:
             self._connection.close(lingers=True)
         return waits
@@ -101,10 +101,10 @@ class SmtpSession(TransactionConversation):
         return self._answer_junk(replies.OK)
 
     def _do_noop(self, event: smtp_events.Noop) -> Deferred[None] | None:
-        return self._answer_junk(replies.OK)
+        return self._answer_at_once(replies.OK)
 
     def _do_vrfy(self, event: smtp_events.Vrfy) -> Deferred[None] | None:
-        return self._answer_junk(replies.CANNOT_VERIFY)
+        return self._answer_at_once(replies.CANNOT_VERIFY)
 
     def _do_help(self, event: smtp_events.Help) -> Deferred[None] | None:
         return self._answer_junk(Reply(214, (2, 0, 0), "See RFC 5321, and postmaster for people"))

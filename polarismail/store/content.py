@@ -312,7 +312,7 @@ class Draft:
             self._durable = True
             return None
         sink = self._sink
-        flushed = self._wait() if self._flying_octets or self._pending or self._error else succeed(None)
+        flushed = self._wait() if self._flying_octets or self._pending_octets or self._error else succeed(None)
         self._spill()  # somebody waits already, or what lands at once would be taken for abandoned
         flushed.addCallback(lambda _: sink.finish())
         return flushed.addCallbacks(self._finished, self._unfinished)
