@@ -54,6 +54,11 @@ def sentences(number: int) -> dict[str, list[str]] | None:
     return found
 
 
+def words_of(sentence: str) -> set[str]:
+    """The levels that it has, as they are written; MUST NOT is not MUST."""
+    return set(_WORD.findall(sentence)) | {word for word in _WORD_OF_OLD.findall(sentence) if word.islower()}
+
+
 def _paragraphs(text: str) -> list[str]:
     """Runs of lines without an empty one between them; a paragraph that a page break cuts is one."""
     lines: list[str] = []

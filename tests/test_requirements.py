@@ -161,7 +161,7 @@ def test_a_host_without_a_name_may_go_by_its_address(tmp_path: Path) -> None:
     assert client.output() == b"EHLO [192.0.2.25]\r\n"
 
 
-@pytest.mark.parametrize("name", ["my_host.example.org", "host.exa_mple.org"])
+@pytest.mark.parametrize("name", ["my_host.example.org", "host.exa_mple.org", "m\u00fcller.example"])
 def test_our_own_name_has_letters_digits_and_hyphens_only(tmp_path: Path, name: str) -> None:
     path = tmp_path / "polarismail.toml"
     path.write_text(f'hostname = "{name}"\n')
