@@ -73,7 +73,7 @@ KNOWN_CODES = frozenset(
 def test_replies_have_a_known_code_and_a_text(name: str) -> None:
     reply = NAMED[name]
     assert reply.code in KNOWN_CODES
-    assert reply.text
+    assert reply.text and reply.text.isascii(), "RFC 6531 §3.7.4.2 allows no more to who has not asked for it"
     assert reply.code not in (251, 551), "nobody's new address is told"
 
 

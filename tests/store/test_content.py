@@ -130,7 +130,9 @@ def test_a_sink_that_fails_fails_the_draft() -> None:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 90_000), max_size=8), inline=st.sampled_from([0, 1000, 65_536]))
-@example(sizes=[90_000, 90_000, 90_000, 0], inline=0)  # nothing is under way, and nothing but a piece of no octets waits
+@example(
+    sizes=[90_000, 90_000, 90_000, 0], inline=0
+)  # nothing is under way, and nothing but a piece of no octets waits
 def test_any_slicing_is_the_same_content(files: ContentFiles, sizes: list[int], inline: int) -> None:
     from polarismail.store.content import FileStore
 
