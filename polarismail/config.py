@@ -21,6 +21,7 @@ from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
+from polarismail.policy.gate import GateSettings
 from polarismail.policy.greylisting import GreylistSettings
 from polarismail.relay.local import LocalSettings
 from polarismail.relay.routing import Smarthost
@@ -142,6 +143,7 @@ class Config:
     reception: ReceptionSettings = field(factory=ReceptionSettings)
     connections: ConnectionLimits = field(factory=ConnectionLimits)
     transport: TransportSettings = field(factory=TransportSettings)
+    gate: Annotated[GateSettings, Flat("wait", "dns", "known")] = field(factory=GateSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)

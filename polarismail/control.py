@@ -50,6 +50,7 @@ class Control:
     manager: Any = None
     fellows: Any = None
     lag: Any = None
+    describe_gate: Callable[[], dict[str, Any]] | None = None
     now: Callable[[], float] = time.time
 
     async def _change_directory(self, change: Callable[[Any], Any]) -> Any:
@@ -235,6 +236,8 @@ class Control:
         }
         if self.lag is not None:
             found["lag"] = self.lag.statistics()
+        if self.describe_gate is not None:
+            found["gate"] = self.describe_gate()
         if self.fellows is not None:
             handover = self.manager.handover
             found |= {

@@ -26,11 +26,15 @@ from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
+from polarismail.net.accepting import Stage
+from polarismail.net.dnsbl import DnsLists
+from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
 from polarismail.net.tls import CertificateStore
+from polarismail.policy.gatekeeper import Gatekeeper
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
@@ -41,6 +45,7 @@ from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
+from polarismail.store.known_clients import KnownClients
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
@@ -76,6 +81,9 @@ class Parts:
         self.greylist = Greylist(self.counters, reactor, config.greylisting, now=now)
         self.passwords = Passwords(reactor, config.auth.passwords)
         self.resolver = Resolver(reactor, config.dns)
+        self.gatekeeper = self._make_gatekeeper()
+        self.gate = Gate(reactor, self.gatekeeper, config.gate.wait, record_event=record_event)
+        self.gatekeeper.let_in = self.gate.let_in
         self.local = LocalDelivery(
             reactor,
             self.spool.read,
@@ -137,6 +145,7 @@ class Parts:
             manager=self.manager,
             fellows=self.fellows,
             lag=self.lag,
+            describe_gate=lambda: self.gate.statistics() | self.gatekeeper.statistics(),
             now=now,
         )
         inherited = None if place is None else socket.socket(fileno=place.control)
@@ -151,6 +160,18 @@ class Parts:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
         return ConnectionCounter(self.config.connections, shared)
 
+    def _make_gatekeeper(self) -> Gatekeeper:
+        settings = self.config.gate
+        # A resolver of its own, so that a flood of clients takes neither places nor answers from mail that goes out; and one
+        # that gives up when its answers would come too late.
+        patience = min(self.config.dns.timeout_seconds, max(settings.wait.wait_seconds, 1.0))
+        resolver = Resolver(
+            self._reactor, evolve(self.config.dns, timeout_seconds=patience, tries=1, cache_entries=1000)
+        )
+        known = KnownClients(self.counters, self._reactor, settings.known, now=self._now)
+        lists = DnsLists(resolver.ipv4_addresses, self._reactor, settings.dns)
+        return Gatekeeper(known, lists, settings, now=self._now)
+
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -158,6 +179,7 @@ class Parts:
         order: tuple[Any, ...] = (
             self.database,
             self.counters,
+            self.gatekeeper.known,
             self.spool,
             self.passwords,
             self.directory,
@@ -193,6 +215,15 @@ class Parts:
         made = self._pop3(listener) if listener.protocol == "pop3" else self._smtp(listener)
         self._factories.append(made)
         return made if listener.tls != "implicit" else self._inside_tls(made)
+
+    def stages(self, listener: Listener) -> list[Stage]:
+        """What a connection to this listener goes through before it costs anything."""
+        # Behind implicit TLS the client speaks first, and elsewhere it logs in.
+        return [self.gate] if listener.role == "mx" and listener.tls != "implicit" else []
+
+    def stop_stages(self) -> None:
+        """Listeners are closed: tell those who wait before their greeting."""
+        self.gate.stop()
 
     def _smtp(self, listener: Listener) -> Any:
         # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
@@ -270,6 +301,8 @@ class Parts:
         self.desk.settings = config.reception
         for counter in self._counters.values():
             counter.limits = config.connections
+        self.gate.settings = config.gate.wait
+        self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(_relay_settings(config))
         for made in self._factories:

@@ -98,7 +98,7 @@ class MailService(TopService):
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
-            self._ports += listeners.serve(self.reactor, bound, factory, shares)
+            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.stages(listener))
         poll_plainly(self.reactor)
         memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
@@ -157,6 +157,7 @@ class MailService(TopService):
             parts.control_server.stop()  # others answer there, or a new server wants the place
         if parts is not None:
             try:
+                parts.stop_stages()
                 parts.shut_down_sessions()
                 await self._wait_while(lambda: parts.sessions, self.config.transport.drain_seconds)
                 parts.drop_sessions()

@@ -50,6 +50,7 @@ EVENTS = (
     "rejected",  # 5yz at a stage: stage client helo listener reverse_path recipient reply
     "tempfailed",  # the same with 4yz
     "alarm",  # an operator must look: queue_id recipient reply
+    "gate-refused",  # before the greeting: client why reply
     "login",
     "login-failed",  # client listener login: fit for fail2ban
     "started",

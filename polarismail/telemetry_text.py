@@ -22,6 +22,7 @@ _COMPONENTS = {
     "received": "smtpd",
     "rejected": "smtpd",
     "tempfailed": "smtpd",
+    "gate-refused": "postscreen",
     "login": "auth",
     "login-failed": "auth",
     "delivered": "local",

@@ -113,6 +113,10 @@ class Resolver:
                     raise answer
         return ()
 
+    async def ipv4_addresses(self, host: str) -> tuple[str, ...]:
+        """The A records of a name, and nothing else; empty when it exists without one. Raises NoSuchName, LookupFailed."""
+        return await self._find(host, dns.A)
+
     def forget(self) -> None:
         """Drop every cached answer."""
         self._cache.clear()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Every table that polarismail keeps: `main` (the spool, the directory, later the ledger) and `counters` (the greylist).
+"""Every table that polarismail keeps: `main` (the spool, the directory, later the ledger) and `counters` (the greylist, clients
+that need not wait at the gate).
 
 Two databases, because a commit in `main` is a promise (synchronous=FULL) and one in `counters` is a memory (NORMAL), and
 because WAL commits across attached files are not atomic. The migrations under `store/migrations` produce exactly this
@@ -202,5 +203,14 @@ greylist_clients = Table(
     Column("passes", Integer, nullable=False, server_default=text("0")),
     Column("last_seen", Double, nullable=False),
     Index("ix_greylist_clients_last_seen", "last_seen"),
+    sqlite_with_rowid=False,
+)
+
+known_clients = Table(
+    "known_clients",
+    counters,
+    Column("network", Text, primary_key=True),
+    Column("last_seen", Double, nullable=False),
+    Index("ix_known_clients_last_seen", "last_seen"),
     sqlite_with_rowid=False,
 )

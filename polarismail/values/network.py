@@ -52,6 +52,7 @@ def client_network(address: str, v4_bits: int = 24, v6_bits: int = 64) -> str:
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
+@lru_cache(4096)
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
