@@ -204,8 +204,8 @@ def test_quit_is_the_last_word_and_is_waited_for() -> None:
 
 
 def test_keywords_are_read_in_any_case() -> None:
-    client = introduced(b"250-mx\r\n250-Pipelining\r\n250 size 1000\r\n")
-    assert client.extensions == {"PIPELINING": "", "SIZE": "1000"}
+    client = introduced(b"250-mx\r\n250-Pipelining\r\n250-SmtpUTF8 and more\r\n250 size 1000\r\n")
+    assert client.extensions == {"PIPELINING": "", "SMTPUTF8": "and more", "SIZE": "1000"}
 
 
 @pytest.mark.parametrize(
