@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from polarismail.config import Config, load
+from polarismail.relay.clients import ConnectFailed
 from polarismail.relay.mx import MxSettings, find_exchangers
 from polarismail.relay.transactions import plan_recipients, plan_sender
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient, Refused, Submission
@@ -206,6 +208,42 @@ def test_quit_is_the_last_word_and_is_waited_for() -> None:
 def test_keywords_are_read_in_any_case() -> None:
     client = introduced(b"250-mx\r\n250-Pipelining\r\n250-SmtpUTF8 and more\r\n250 size 1000\r\n")
     assert client.extensions == {"PIPELINING": "", "SMTPUTF8": "and more", "SIZE": "1000"}
+
+
+def greets(*answers: bytes) -> Callable[[Peer], bytes]:
+    """Answer the connection, EHLO, and what comes then; return what comes at last."""
+
+    def script(peer: Peer) -> bytes:
+        for answer in answers:
+            peer.say(answer + b"\r\n")
+            said = peer.line()
+        return said
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("answers", "options"),
+    [
+        ([b"554 no service here"], {}),
+        ([b"451 not now"], {}),
+        ([b"220 hi", b"550 not you", b"550 nor so"], {}),
+        ([b"220 hi", b"250 mx"], {"tls": "required"}),
+        ([b"220 hi", b"250 mx"], {"credentials": ("ann", "secret"), "tls": "none"}),
+        ([b"220 hi", b"250-mx\r\n250 AUTH PLAIN", b"535 5.7.8 no"], {"credentials": ("ann", "secret"), "tls": "none"}),
+    ],
+)
+def test_who_refuses_a_session_is_left_with_quit(answers: list[bytes], options: dict[str, Any]) -> None:
+    """RFC 5321 §3.1, §4.1.1.10."""
+    last: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        last.append(greets(*answers)(peer))
+        peer.say(b"221 bye\r\n")
+
+    with Server(script) as server, pytest.raises(ConnectFailed):
+        run(send_once, server, message(), no_read, **options)
+    assert last == [b"QUIT"]
 
 
 @pytest.mark.parametrize(
