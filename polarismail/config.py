@@ -18,7 +18,8 @@ from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
 from polarismail.config_reader import FilePath, Flat, Reading, Without, read_table
 from polarismail.net.limits import ConnectionLimits
-from polarismail.net.listeners import Listener
+from polarismail.net.listeners import NO_PORT, Listener
+from polarismail.net.proxying import ProxySettings
 from polarismail.net.resolver import ResolverSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.gate import GateSettings
@@ -142,6 +143,7 @@ class Config:
     session: SessionSettings = field(factory=SessionSettings)
     reception: ReceptionSettings = field(factory=ReceptionSettings)
     connections: ConnectionLimits = field(factory=ConnectionLimits)
+    proxy: ProxySettings = field(factory=ProxySettings)
     transport: TransportSettings = field(factory=TransportSettings)
     gate: Annotated[GateSettings, Flat("wait", "dns", "known")] = field(factory=GateSettings)
     greylisting: GreylistSettings = field(factory=GreylistSettings)
@@ -175,9 +177,10 @@ class Config:
             if names.count(name) > 1:
                 raise ValueError(f'listeners: expected different names, found "{name}" twice')
         places = [(listener.address, listener.port) for listener in self.listeners if listener.port]
-        for place in places:
-            if places.count(place) > 1:
-                raise ValueError(f"listeners: expected different ports, found {place[1]} twice")
+        for address, port in places:
+            if places.count((address, port)) > 1:
+                what, which = ("ports", port) if port != NO_PORT else ("addresses", f'"{address}"')
+                raise ValueError(f"listeners: expected different {what}, found {which} twice")
         if any(listener.tls != "none" for listener in self.listeners) and not (self.tls.certificate and self.tls.key):
             raise ValueError('tls: expected "certificate" and "key", because a listener has tls')
 

@@ -9,19 +9,20 @@ first line of it, so that a worker needs no right that was dropped, and starts w
 from __future__ import annotations
 
 import errno
-import functools
 import importlib
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from attrs import evolve, field, frozen
 
 from polarismail.config import Config, parse
-from polarismail.net import listeners
+from polarismail.net import binding
+from polarismail.net.activation import InheritedSockets
 from polarismail.net.tls import CertificateStore
 from polarismail.privileges import make_directory
 from polarismail.store.migrations import rehearse
@@ -41,13 +42,16 @@ MAX_PACKET_OCTETS = 8 * 1024 * 1024
 
 @frozen
 class Prepared:
-    """Bound sockets by listener, and the certificate where a listener has TLS."""
+    """Bound sockets by listener, and the certificate where a listener has TLS. `files` are those of UNIX sockets; a worker
+    has none."""
 
     bound: dict[str, list[socket.socket]]
     certificates: CertificateStore | None
+    files: binding.SocketFiles = field(factory=binding.SocketFiles)
 
     def close(self) -> None:
-        """Close every socket that is still here. Idempotent."""
+        """Close every socket that is still here, and remove the files of UNIX sockets. Idempotent."""
+        self.files.remove()
         for each in self.bound.values():
             for one in each:
                 one.close()
@@ -61,10 +65,16 @@ def prepare(config: Config, uid: int | None, gid: int | None) -> Prepared:
     for path in (config.log.file, config.paths.control_socket):
         if os.path.dirname(path):
             make_directory(os.path.dirname(path), uid, gid, 0o755)
+    inherited = InheritedSockets.from_environment()
     prepared = Prepared({}, _read_certificate(config))
     try:
         for listener in config.listeners:
-            prepared.bound[listener.name] = patiently(functools.partial(listeners.bind, listener))
+            if listener.kind == "unix":
+                make_directory(os.path.dirname(listener.within), uid, gid, 0o755)
+            prepared.bound[listener.name] = patiently(partial(binding.bind, listener, inherited, uid, gid))
+            if listener.kind == "unix":
+                prepared.files.note(listener.within)
+        inherited.check_all_taken()
     except BaseException:
         prepared.close()
         raise

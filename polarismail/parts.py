@@ -30,7 +30,9 @@ from polarismail.net.accepting import Stage
 from polarismail.net.dnsbl import DnsLists
 from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
-from polarismail.net.listeners import Listener
+from polarismail.net.listener_counter import ListenerCounter
+from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
+from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
 from polarismail.net.tls import CertificateStore
@@ -43,6 +45,7 @@ from polarismail.relay.settings import RelaySettings
 from polarismail.serve.maildrop_door import MaildropDoors
 from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
 from polarismail.store.known_clients import KnownClients
@@ -68,9 +71,12 @@ class Parts:
         place: Place | None = None,
         shares: Shares | None = None,
         channel: Channel | None = None,
+        own_endpoints: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
-        """`place`, `shares` and `channel`: where this is one of several workers."""
+        """`place`, `shares` and `channel`: where this is one of several workers. `own_endpoints`: where SMTP is answered, as
+        the sockets themselves say."""
         self.config, self._reactor, self._now = config, reactor, now
+        self._own_endpoints = own_endpoints
         self._telemetry, self.certificates = telemetry, certificates
         record_event = telemetry.record_event
         self.lag = LagGauge(reactor, record_event)
@@ -106,7 +112,7 @@ class Parts:
             self.spool,
             self.resolver,
             self.local,
-            _relay_settings(config),
+            self._relay_settings(config),
             hostname=config.hostname,
             compose=bounces.compose,
             record_event=record_event,
@@ -154,11 +160,19 @@ class Parts:
         )
         self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
         self._factories: list[Any] = []
+        self._proxy_stages: list[ProxyStage] = []
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
         return ConnectionCounter(self.config.connections, shared)
+
+    def _counter_of(self, listener: Listener) -> Any:
+        counter = self._counters[listener.protocol]
+        if listener.limits == NO_LIMITS and not listener.proxy_networks:
+            return counter
+        shared = None if self.fellows is None else self.fellows.shares.counting(listener.protocol)
+        return ListenerCounter(listener, counter, shared)
 
     def _make_gatekeeper(self) -> Gatekeeper:
         settings = self.config.gate
@@ -217,12 +231,22 @@ class Parts:
         return made if listener.tls != "implicit" else self._inside_tls(made)
 
     def stages(self, listener: Listener) -> list[Stage]:
-        """What a connection to this listener goes through before it costs anything."""
+        """What its connections go through before they cost anything: who they are comes first."""
+        stages: list[Stage] = []
+        if listener.proxy_networks:
+            proxies = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
+            self._proxy_stages.append(proxies)
+            stages.append(proxies)
         # Behind implicit TLS the client speaks first, and elsewhere it logs in.
-        return [self.gate] if listener.role == "mx" and listener.tls != "implicit" else []
+        if listener.role == "mx" and listener.tls != "implicit":
+            own = listener.relay_networks + listener.proxy_networks
+            stages.append(StrangersOnly(self.gate, own) if own else self.gate)
+        return stages
 
     def stop_stages(self) -> None:
-        """Listeners are closed: tell those who wait before their greeting."""
+        """Listeners are closed: what has not become a session yet ends, told so where it can be."""
+        for each in self._proxy_stages:
+            each.stop()
         self.gate.stop()
 
     def _smtp(self, listener: Listener) -> Any:
@@ -237,13 +261,13 @@ class Parts:
             tls_options=self._tls_options,
             record_event=self._telemetry.record_event,
             settings=self._engine_settings(listener),
-            session_settings=self.config.session,
+            session_settings=self._session_settings(listener),
             transport_settings=self.config.transport,
-            counter=self._counters["smtp"],
+            counter=self._counter_of(listener),
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(self.config.smtp, hostname=self.config.hostname)
+        settings = evolve(self.config.smtp, hostname=self.config.hostname, **listener.limits.over(self.config.smtp))
         if listener.role != "submission":
             return settings
         strict = submission_settings()
@@ -253,6 +277,10 @@ class Parts:
             bare_line_ends=strict.bare_line_ends,
             max_text_line_octets=strict.max_text_line_octets,
         )
+
+    def _session_settings(self, listener: Listener) -> SessionSettings:
+        settings = self.config.session
+        return evolve(settings, **listener.limits.over(settings))
 
     def _pop3(self, listener: Listener) -> Any:
         return Pop3Factory(
@@ -265,7 +293,7 @@ class Parts:
             settings=self.config.pop3.engine,
             session_settings=self.config.pop3.session,
             transport_settings=self.config.transport,
-            counter=self._counters["pop3"],
+            counter=self._counter_of(listener),
         )
 
     def _inside_tls(self, factory: Any) -> Any:
@@ -304,27 +332,22 @@ class Parts:
         self.gate.settings = config.gate.wait
         self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
-        self.manager.reconfigure(_relay_settings(config))
+        self.manager.reconfigure(self._relay_settings(config))
+        for stage in self._proxy_stages:
+            stage.settings = config.proxy
         for made in self._factories:
             listener = made.context.listener
             if listener.protocol == "pop3":
                 made.reconfigure(config.pop3.engine, config.pop3.session, config.transport)
             else:
-                made.reconfigure(self._engine_settings(listener), config.session, config.transport)
+                made.reconfigure(self._engine_settings(listener), self._session_settings(listener), config.transport)
 
-
-def _relay_settings(config: Config) -> RelaySettings:
-    """The relay's settings with what is said elsewhere in the configuration: where we listen, so that no MX loops to us."""
-    endpoints = frozenset(
-        (address, listener.port)
-        for listener in config.listeners
-        if listener.protocol == "smtp"
-        for address in ((listener.address,) if listener.address else ("0.0.0.0", "::"))
-    )
-    return evolve(
-        config.relay,
-        routing=evolve(config.relay.routing, own_endpoints=endpoints),
-        client=evolve(config.relay.client, max_recipients=config.relay.recipients_per_transaction),
-        local_batch=config.local.batch,
-        large_octets=config.local.small_octets,
-    )
+    def _relay_settings(self, config: Config) -> RelaySettings:
+        """The relay's settings with what is said elsewhere: where we listen, so that no MX loops to us."""
+        return evolve(
+            config.relay,
+            routing=evolve(config.relay.routing, own_endpoints=self._own_endpoints),
+            client=evolve(config.relay.client, max_recipients=config.relay.recipients_per_transaction),
+            local_batch=config.local.batch,
+            large_octets=config.local.small_octets,
+        )

@@ -22,7 +22,7 @@ from polarismail import __version__, memory, reloading
 from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.inheritance import Inheritance, Prepared
-from polarismail.net import listeners
+from polarismail.net import binding, listeners
 from polarismail.net.polling import poll_plainly
 from polarismail.net.shares import Shares
 from polarismail.options import Options
@@ -92,6 +92,14 @@ class MailService(TopService):
             place=place,
             shares=shares,
             channel=self._channel,
+            own_endpoints=binding.endpoints(
+                [
+                    each
+                    for listener in self.config.listeners
+                    if listener.protocol == "smtp"
+                    for each in self._prepared.bound[listener.name]
+                ]
+            ),
         )
         await self.parts.start()
         if self._stopping:

@@ -53,6 +53,7 @@ EVENTS = (
     "gate-refused",  # before the greeting: client why reply
     "login",
     "login-failed",  # client listener login: fit for fail2ban
+    "proxy-refused",  # listener proxy problem refused (how many since the last such line)
     "started",
     "stopped",
     "reloaded",

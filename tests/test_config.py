@@ -69,6 +69,8 @@ def test_shipped_file_explains_listeners_and_smarthosts() -> None:
         assert re.search(rf"(?m)^# {name} = ", text), name
     for name in keys_of(type(Config().listeners[0])):
         assert re.search(rf"(?m)^#   {name}\b", text), name
+    for name in keys_of(type(Config().listeners[0].limits)):
+        assert re.search(rf"(?m)^#     .*\b{name}\b", text), name
     ports = {(each.port, each.role, each.tls) for each in Config().listeners}
     assert ports == {
         (25, "mx", "starttls"),
@@ -126,6 +128,43 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[listeners]]\nname = 'a'\nport = 1", 'listeners[0].role: missing: expected one of "mx", "submission", '),
         ("[[listeners]]\nname = 'a'\nport = 70000\nrole = 'mx'", "listeners[0].port: expected 0 to 65535, found 70000"),
         ("[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\naddress = 'x'", "listeners[0].address: expected an IP "),
+        (
+            "[[listeners]]\nname = 'a'\nrole = 'mx'",
+            "listeners[0].port: missing: expected a whole number, 0 or more",
+        ),
+        *(
+            (f"[[listeners]]\nname = 'a'\nrole = 'mx'\n{keys}", f"listeners[0].{fault}")
+            for keys, fault in (
+                ("address = 'unix:run/x'", "address: expected unix: and the absolute path of a socket, found "),
+                ("address = 'systemd:'", "address: expected systemd: and a FileDescriptorName, found "),
+                ("address = 'systemd:a b'", "address: expected systemd: and a FileDescriptorName, found "),
+                ("address = 'fd:2'", "address: expected fd: and a descriptor's number, 3 or more, found 'fd:2'"),
+                ("address = 'fd:-3'", "address: expected fd: and a descriptor's number, 3 or more, found 'fd:-3'"),
+                ("address = 'tcp:1'", 'address: expected an IP address, "unix:/path", "systemd:NAME", "fd:N" or ""'),
+                ("address = 'unix:/run/x'\nport = 25", 'port: expected none with address = "unix:/run/x", found 25'),
+                ("port = 1\nsocket_mode = 0o1777", "socket_mode: expected a file's mode as 0o660, found 0o1777"),
+                ("port = 1\nproxy_networks = ['here']", "proxy_networks: expected networks as "),
+                ("port = 1\nproxy_networks = ['10.0.0.1/8']", "proxy_networks: expected networks as "),
+                ("port = 1\nrelay_networks = ['0.0.0.0/0']", 'relay_networks: "0.0.0.0/0" would let strangers send '),
+                ("port = 1\nrelay_networks = ['::/0']", 'relay_networks: "::/0" would let strangers send through '),
+                ("port = 1\nrelay_networks = ['128.0.0.0/1']", 'relay_networks: "128.0.0.0/1" would let strangers '),
+                ("port = 1\nlimits = 3", "limits: expected a table, found 3"),
+                ("port = 1\n[listeners.limits]\nconnections = 0", "limits.connections: expected more than 0, found 0"),
+                ("port = 1\n[listeners.limits]\ntotal = 3", "limits.total: unknown key; expected one of: "),
+            )
+        ),
+        (
+            "[[listeners]]\nname = 'a'\nrole = 'submission'\nport = 1\nrelay_networks = ['10.0.0.0/8']",
+            'listeners[0].relay_networks: expected none where the role is "submission", which is for who logs in; ',
+        ),
+        (
+            "[[listeners]]\nname = 'a'\nrole = 'pop3'\nport = 1\nlimits = { max_recipients = 3 }",
+            'listeners[0].limits: expected no max_recipients where the role is "pop3"',
+        ),
+        (
+            "".join(f"[[listeners]]\nname = '{name}'\nrole = 'mx'\naddress = 'fd:3'\n" for name in "ab"),
+            'listeners: expected different addresses, found "fd:3" twice',
+        ),
         ("[listeners]\nname = 'a'", "listeners: expected a list, each a table, found a table"),
         ("[greylisting]\nallow_networks = ['x']", "greylisting"),
         ("[tls]\nkey = ''", 'tls: expected "certificate" and "key", because a listener has tls'),

@@ -63,6 +63,12 @@ def findings(config: Config) -> list[dict[str, Any]]:
     for listener in config.listeners:
         if listener.plaintext_auth == "always" and listener.tls != "implicit":
             say("warning", f"listeners.{listener.name}", "passwords may cross the network in clear (plaintext_auth)")
+        if set(listener.relay_networks) & set(listener.proxy_networks):
+            say(
+                "warning",
+                f"listeners.{listener.name}",
+                "a proxy may relay where it does not say for whom (relay_networks)",
+            )
     for name, smarthost in (("smarthost", config.smarthost), *config.smarthosts.items()):
         if smarthost is not None and smarthost.user and smarthost.tls in ("none", "opportunistic"):
             say("warning", name, f'the password for {smarthost.host} may cross the network in clear: tls = "required"')

@@ -155,6 +155,8 @@ def _connect(
 
 def _submission_listener(config: Config, port: int | None) -> Listener | None:
     for listener in config.listeners:
+        if listener.kind != "tcp" or listener.proxy_networks:
+            continue  # we do not know where it is, or are no proxy
         if listener.protocol == "smtp" and (listener.port == port if port else listener.role == "submission"):
             return listener
     return None

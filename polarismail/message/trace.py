@@ -14,6 +14,7 @@ import re
 from polarismail.message.headers import render_date
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import ReversePath, SessionFacts
+from polarismail.values.network import LOCAL_CLIENT
 
 _UNSAFE_NAME = re.compile(r"[^A-Za-z0-9._:\[\]+=/-]")
 _UNSAFE_TEXT = re.compile(r"[^A-Za-z0-9._:+=/ -]")
@@ -55,6 +56,8 @@ def _source(facts: SessionFacts) -> str:
     if not facts.client_address:
         return ""
     helo = _safe_name(facts.helo) or "unknown"
+    if facts.client_address == LOCAL_CLIENT:
+        return f"from {helo} (local)\r\n\t"
     kind = "IPv6:" if ":" in facts.client_address else ""
     return f"from {helo} ({_safe_name(facts.client_name) or 'unknown'} [{kind}{facts.client_address}])\r\n\t"
 

@@ -21,14 +21,13 @@ from functools import partial
 from typing import Any
 from typing import Protocol as Interface
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from polarismail.net.shares import Shares
-from polarismail.net.stream import Stream
+from polarismail.net.stream import Stream, address_of
 
 RESERVED_DESCRIPTORS = 50
 _A_TURN = 16
@@ -43,7 +42,8 @@ _OF_ONE_CLIENT = {
 
 
 Client = tuple[Any, ...]
-"""Who is at the other end, as `socket.accept` says it: (address, port) or IPv6's four."""
+"""Who is at the other end, as `socket.accept` says it: (address, port) or IPv6's four; () over a UNIX socket. IPv4 in IPv6's
+clothes is IPv4."""
 GoOn = Callable[[socket.socket, Client], None]
 
 
@@ -60,7 +60,7 @@ class Stage(Interface):
 
 @implementer(IListeningPort, IReadDescriptor)
 class Acceptor:
-    """One listening socket of TCP, which it owns. Made by `listeners.serve`; starts at once.
+    """One listening socket of TCP or UNIX, which it owns. Made by `listeners.serve`; starts at once.
 
     `stages`: in the order in which a connection goes through them; shared by all listeners that have them.
     """
@@ -79,13 +79,14 @@ class Acceptor:
         self._begin: GoOn = self._take
         for stage in reversed(stages):
             self._begin = partial(_pass_through, stage, self._begin)
-        self._address_type: Any = IPv6Address if listening.family == socket.AF_INET6 else IPv4Address
+        self._family = listening.family
         self._resume: Any = None  # the timer of a pause
         self._insists = False
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._told = False
         listening.setblocking(False)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # accepted sockets inherit it
+        if self._family != socket.AF_UNIX:
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # accepted sockets inherit it
         self.startListening()
 
     # -- IListeningPort
@@ -108,7 +109,7 @@ class Acceptor:
 
     def getHost(self) -> Any:
         """Where it listens."""
-        return self._address_type("TCP", *self._listening.getsockname()[:2])
+        return address_of(self._listening.getsockname())
 
     # -- IReadDescriptor
 
@@ -144,6 +145,8 @@ class Acceptor:
                 return
             self._insists = False
             descriptor = accepted.fileno()
+            if self._family != socket.AF_INET:
+                client = _plain(client)
             self._begin(accepted, client)
             if descriptor >= self._limit - RESERVED_DESCRIPTORS:
                 self._tell(f"{descriptor} of {self._limit} descriptors are in use")
@@ -158,7 +161,7 @@ class Acceptor:
             accepted.close()
 
     def _serve(self, accepted: socket.socket, client: Client) -> None:
-        protocol = self._factory.buildProtocol(self._address_type("TCP", client[0], client[1]))
+        protocol = self._factory.buildProtocol(address_of(client))
         if protocol is None:
             accepted.close()
             return
@@ -196,6 +199,14 @@ class Acceptor:
         if not self._told:
             self._told = True
             self.log.critical("accepting pauses until there is room: {why}", why=why, event="accepting_paused")
+
+
+def _plain(client: Any) -> Client:
+    if type(client) is not tuple:
+        return ()  # a UNIX socket's: the name that the client may have given to its end says nothing
+    if client[0].startswith("::ffff:") and "." in client[0]:
+        return client[0][7:], client[1]  # a socket for both families was handed over
+    return client
 
 
 def _pass_through(stage: Stage, go_on: GoOn, accepted: socket.socket, client: Client) -> None:

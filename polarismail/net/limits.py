@@ -34,15 +34,18 @@ class ConnectionCounter:
         return self._total
 
     def admit(self, address: str) -> bool:
-        """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later."""
+        """Count one more connection from this address, unless a bound is reached. True asks for one `leave` later.
+
+        "" is for who has none, or is not to be counted by it."""
         network = client_network(address, 32, 64)
         limits = self.limits
+        bound = limits.per_address if address else limits.total  # who has no address is counted in all
         if self._shared is not None:
             total, alike = self._shared.add(network)
-            if total > limits.total or alike > limits.per_address:
+            if total > limits.total or alike > bound:
                 self._shared.remove(network)
                 return False
-        elif self._total >= limits.total or self._by_network[network] >= limits.per_address:
+        elif self._total >= limits.total or self._by_network[network] >= bound:
             return False
         else:
             self._by_network[network] += 1

@@ -108,6 +108,20 @@ class SharedCount:
         if table[slot]:
             table[slot] -= 1
 
+    def add_beside(self, key: str) -> int:
+        """Count something beside the connections, in the same table; how many there are now. `remove_beside` takes it back."""
+        slot, table = self._slot(key), self._own_table
+        if table[slot] == 0xFFFF:
+            return 0xFFFF
+        table[slot] += 1
+        return sum([each[slot] for each in self._tables])
+
+    def remove_beside(self, key: str) -> None:
+        """One of ours is gone."""
+        slot, table = self._slot(key), self._own_table
+        if table[slot]:
+            table[slot] -= 1
+
     @property
     def total(self) -> int:
         """Over all workers."""

@@ -19,13 +19,20 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import main
-from twisted.internet.address import IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.tcp import Server
 from twisted.python.failure import Failure
 
 from polarismail.net import kernel
 
 _DONE = Failure(main.CONNECTION_DONE)
+
+
+def address_of(name: Any) -> Any:
+    """What a socket says of one of its ends, as Twisted says it. () and any text are a UNIX socket's."""
+    if not name or type(name) is not tuple:
+        return UNIXAddress(name or None)
+    return (IPv4Address if len(name) == 2 else IPv6Address)("TCP", name[0], name[1])
 
 
 class Stream(Server):
@@ -42,13 +49,20 @@ class Stream(Server):
         self._tempDataBuffer = []
         self._tempDataLen = 0
         sock.setblocking(False)
-        if len(client) != 2:
-            self._addressType = IPv6Address
         reactor.addReader(self)
         self.connected = 1
 
     def __repr__(self) -> str:
-        return f"<{type(self.protocol).__name__ if self.connected else 'closed'} from {self.client[0]}>"
+        where = self.client[0] if self.client else "here"
+        return f"<{type(self.protocol).__name__ if self.connected else 'closed'} from {where}>"
+
+    def getPeer(self) -> Any:
+        """Who the client is, which need not be who is at the socket's other end: a proxy may speak for it."""
+        return address_of(self.client)
+
+    def getHost(self) -> Any:
+        """See ITransport."""
+        return address_of(self.socket.getsockname())
 
     def logPrefix(self) -> str:
         """For what Twisted logs itself."""

@@ -18,6 +18,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from attrs import frozen
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from polarismail.net.stream import Stream
+from polarismail.values.network import LOCAL_CLIENT
 
 _EVENTS_A_TURN = 200
 
@@ -89,6 +91,8 @@ class Connection(Protocol):
 
     log = Logger()
     transport: Any
+    client_address = ""
+    """Its IP address, or "local" for who came over a UNIX socket."""
 
     def __init__(self, reactor: Any, engine: Engine, session: Session, settings: TransportSettings = DEFAULT_SETTINGS):
         self._reactor, self.engine, self._session, self._settings = reactor, engine, session, settings
@@ -176,7 +180,8 @@ class Connection(Protocol):
 
     def connectionMade(self) -> None:
         transport = self.transport
-        self.peer = transport.getPeer()
+        peer = self.peer = transport.getPeer()
+        self.client_address = LOCAL_CLIENT if type(peer) is UNIXAddress else getattr(peer, "host", None) or ""
         self._direct = isinstance(transport, TcpConnection)
         if type(transport) is not Stream and hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)  # a Stream has it from its listening socket

@@ -34,7 +34,7 @@ def short_name(path: str) -> Iterator[str]:
         os.close(directory)
 
 
-def listen(path: str, mode: int) -> socket.socket:
+def listen(path: str, mode: int, backlog: int = _BACKLOG) -> socket.socket:
     """A listening, non-blocking socket whose file has this mode. Raises OSError."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # The mode must hold from the first moment, not from a chmod on; nothing else makes files while this runs.
@@ -42,7 +42,7 @@ def listen(path: str, mode: int) -> socket.socket:
     try:
         with short_name(path) as name:
             listening.bind(name)
-        listening.listen(_BACKLOG)
+        listening.listen(backlog)
         listening.setblocking(False)
     except OSError:
         listening.close()

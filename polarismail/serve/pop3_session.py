@@ -89,7 +89,7 @@ class Pop3Session:
         engine = connection.engine
         assert isinstance(engine, Pop3Server)
         self._connection, self._engine = connection, engine
-        self._client_address = getattr(connection.peer, "host", "") or ""
+        self._client_address = connection.client_address
         transport: Any = connection.transport
         if hasattr(transport, "setTcpKeepAlive"):
             transport.setTcpKeepAlive(True)  # a client that vanished must not keep the lock for long

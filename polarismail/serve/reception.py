@@ -34,6 +34,7 @@ from polarismail.store.interfaces import (
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
+from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
     NO_ROOM,
     NOT_QUEUED,
@@ -137,7 +138,7 @@ class Reception:
     def _check_resolved(
         self, resolution: Resolution, facts: SessionFacts, envelope: Envelope, rcpt: Any
     ) -> tuple[Reply, tuple[Recipient, ...]] | Deferred[tuple[Reply, tuple[Recipient, ...]]]:
-        verdict = check_recipient(resolution, rcpt.forward_path, account=self.account)
+        verdict = check_recipient(resolution, rcpt.forward_path, account=self.account, relay_network=facts.may_relay)
         if not isinstance(verdict, Accept):
             self._record_refusal(facts, envelope, verdict.reply, "rcpt", rcpt.forward_path)
             return verdict.reply, ()
@@ -146,6 +147,8 @@ class Reception:
             return TOO_MANY_RECIPIENTS, ()
         if self.account is not None or self._desk.check_greylist is None:
             return RECIPIENT_OK, recipients
+        if facts.may_relay or facts.client_address == LOCAL_CLIENT:
+            return RECIPIENT_OK, recipients  # no stranger
         judged = self._desk.check_greylist(
             facts.client_address, envelope.reverse_path, rcpt.forward_path, self._desk.now()
         )

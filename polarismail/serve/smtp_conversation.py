@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from polarismail.net.listeners import permits_relaying
 from polarismail.net.transport import Connection
 from polarismail.serve.smtp_context import SmtpContext
 from polarismail.values import reply as replies
@@ -76,14 +77,16 @@ class Conversation:
         peer = self._connection.peer
         extended = self._hello is not None and self._hello.verb == "EHLO"
         protocol = "SMTP" if not extended else "ESMTP" + ("S" if self._tls else "") + ("A" if self._account else "")
+        client, listener = self._connection.client_address, self._context.listener
         self._facts = SessionFacts(
-            listener=self._context.listener.name,
+            listener=listener.name,
             protocol=protocol,
-            client_address=getattr(peer, "host", "") or "",
+            client_address=client,
             client_port=getattr(peer, "port", 0) or 0,
             helo=self._hello.domain if self._hello is not None else "",
             account=self._account,
             tls=self._tls,
+            may_relay=permits_relaying(listener, client),
         )
 
 

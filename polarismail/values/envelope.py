@@ -130,12 +130,13 @@ class SessionFacts:
 
     listener: str = ""  # its name, e.g. "mx"
     protocol: str = "SMTP"  # the WITH of RFC 3848: SMTP, ESMTP, ESMTPS, ESMTPA, ESMTPSA, LMTP...
-    client_address: str = ""
+    client_address: str = ""  # "local": over a UNIX socket
     client_port: int = 0
     helo: str = ""
     client_name: str = ""  # reverse DNS where it was looked up
     account: str = ""  # authcid's address where somebody had logged in
     tls: str = ""  # e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384"
+    may_relay: bool = False  # the listener lets the client's network send anywhere without a login
 
 
 @frozen

@@ -10,6 +10,8 @@ from functools import lru_cache
 from attrs import field, frozen
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LOCAL_CLIENT = "local"
+"""Stands for the address of who came over a UNIX socket, in logs, in trace fields, and in lists of networks."""
 
 
 def parse_network(text: str) -> Network:

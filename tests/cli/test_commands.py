@@ -12,6 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from polarismail.cli import main as cli
+from polarismail.cli.send import _submission_listener
+from polarismail.config import Config
+from polarismail.net.listeners import Listener
 from polarismail.net.tls import make_self_signed
 from tests.cli.command import Command
 
@@ -149,3 +152,24 @@ def test_check_warns_of_passwords_in_clear(command: Command) -> None:
     done = Command(command.directory, extra).run("check", "--json")
     about = {row["about"] for row in json.loads(done.stdout) if "in clear" in row["text"]}
     assert about == {"smarthost", "listeners.open"} and "hunter2" not in done.stdout
+
+
+def test_check_warns_of_a_proxy_that_may_relay_for_itself(command: Command) -> None:
+    extra = """
+        [[listeners]]
+        name = "behind"
+        port = 2525
+        role = "mx"
+        proxy_networks = ["10.0.0.5/32"]
+        relay_networks = ["10.0.0.5/32"]
+        """
+    done = Command(command.directory, extra).run("check", "--json")
+    assert "listeners.behind" in {row["about"] for row in json.loads(done.stdout) if "relay" in row["text"]}
+
+
+def test_send_connects_to_no_listener_that_serves_others_only() -> None:
+    behind = Listener("behind", 587, "submission", proxy_networks=("10.0.0.5/32",))
+    unix = Listener("unix", role="submission", address="unix:/run/s")
+    plain = Listener("plain", 2587, "submission")
+    assert _submission_listener(Config(listeners=(behind, unix, plain)), None) == plain
+    assert _submission_listener(Config(listeners=(behind, unix)), None) is None

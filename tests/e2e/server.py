@@ -195,16 +195,31 @@ class Server:
 
     # -- the process -------------------------------------------------------------------------------------------------
 
-    def start(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> Server:
+    def start(
+        self,
+        *,
+        clock_offset: float = 0,
+        twistd: tuple[str, ...] = (),
+        before: tuple[str, ...] = (),
+        descriptors: tuple[int, ...] = (),
+    ) -> Server:
         """Run `twistd -n polarismail` and wait until it greets; the first start makes domains and accounts."""
         self.make_accounts()
-        self.spawn(clock_offset=clock_offset, twistd=twistd)
+        self.spawn(clock_offset=clock_offset, twistd=twistd, before=before, descriptors=descriptors)
         for name in ("pop3s", "mx"):
             self._wait_for(self.ports[name], greets=name == "mx")
         return self
 
-    def spawn(self, *, clock_offset: float = 0, twistd: tuple[str, ...] = ()) -> None:
-        """Run `twistd -n polarismail`, and do not wait."""
+    def spawn(
+        self,
+        *,
+        clock_offset: float = 0,
+        twistd: tuple[str, ...] = (),
+        before: tuple[str, ...] = (),
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        """Run `twistd -n polarismail`, and do not wait. `before`: a command that executes the rest of its words; `descriptors`:
+        what it inherits."""
         words = [
             "-n",
             "--pidfile",
@@ -218,11 +233,12 @@ class Server:
             words += ["--clock-offset", str(clock_offset)]
         log = open(self.directory / "twistd.log", "ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *words],
+            [*before, sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *words],
             cwd=ROOT,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=descriptors,
         )
         log.close()
 
