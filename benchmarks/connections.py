@@ -22,7 +22,7 @@ from benchmarks.usage import pss_octets
 
 _FIRST = 10
 _SETTLE_SECONDS = 2.0
-_LIMITS = "[connections]\ntotal = 20000\nper_address = 20000\n"
+_LIMITS = "[connections]\ntotal = 20000\nper_address = 20000\n[transport]\nhandshakes_per_minute = 0\n"
 Peer = Polarismail | Postfix
 
 

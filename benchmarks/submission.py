@@ -20,6 +20,7 @@ from benchmarks.throughput import Peer, median_rate, run_rounds, summarize
 from polarismail.auth.passwords import PasswordSettings, hash_password
 
 _USERS = tuple(f"user{number}" for number in range(20))
+_NO_LIMIT = "[transport]\nhandshakes_per_minute = 0\n"
 _NO_MEMORY = "[auth.logins]\nidle_seconds = 0.0\nlifetime_seconds = 0.0\n"
 
 
@@ -44,7 +45,7 @@ class SubmissionRow:
             workers=bench.workers,
             boxes=("box", *_USERS),
             certificate=bench.certificate(),
-            extra="" if self.cache else _NO_MEMORY,
+            extra=_NO_LIMIT + ("" if self.cache else _NO_MEMORY),
         )
         postfix = Postfix(
             bench.place(self.name, "postfix"),

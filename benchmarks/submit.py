@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 
 PROCESSES = 4
-_MESSAGE = b"Subject: submitted\r\n\r\n" + (b"x" * 78 + b"\r\n") * 51  # 4 KB
+_MESSAGE = b"From: user@lab.test\r\nSubject: submitted\r\n\r\n" + (b"x" * 78 + b"\r\n") * 51  # 4 KB
 _SECONDS = 60
 
 

@@ -107,9 +107,17 @@ def import_everything() -> None:
 
 
 def _read_certificate(config: Config) -> CertificateStore | None:
-    if any(listener.tls != "none" for listener in config.listeners):
+    if not _has_tls(config):
+        return None
+    try:
         return CertificateStore(config.tls.certificate, config.tls.key)
-    return None
+    except ConfigError as problem:
+        # What needs no certificate is served all the same (HOSTILE E11); the log says it once it is open.
+        return CertificateStore.without(config.tls.certificate, config.tls.key, str(problem))
+
+
+def _has_tls(config: Config) -> bool:
+    return any(listener.tls != "none" for listener in config.listeners)
 
 
 @frozen
@@ -187,4 +195,6 @@ class Inheritance:
         certificates = None
         if self.pem is not None:
             certificates = CertificateStore(config.tls.certificate, config.tls.key, pem=self.pem)
+        elif _has_tls(config):
+            certificates = CertificateStore.without(config.tls.certificate, config.tls.key, "nobody could read it")
         return Prepared(bound, certificates)

@@ -35,7 +35,7 @@ from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
 from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
-from polarismail.net.tls import CertificateStore
+from polarismail.net.tls import CertificateStore, Speaking
 from polarismail.policy.gatekeeper import Gatekeeper
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
@@ -228,7 +228,7 @@ class Parts:
         """What to serve a listener with."""
         made = self._pop3(listener) if listener.protocol == "pop3" else self._smtp(listener)
         self._factories.append(made)
-        return made if listener.tls != "implicit" else self._inside_tls(made)
+        return made if listener.tls != "implicit" else self._inside_tls(made, listener.protocol)
 
     def stages(self, listener: Listener) -> list[Stage]:
         """What its connections go through before they cost anything: who they are comes first."""
@@ -258,7 +258,7 @@ class Parts:
             listener=listener,
             hostname=self.config.hostname,
             reactor=self._reactor,
-            tls_options=self._tls_options,
+            tls_options=self._tls_options("smtp"),
             record_event=self._telemetry.record_event,
             settings=self._engine_settings(listener),
             session_settings=self._session_settings(listener),
@@ -288,7 +288,7 @@ class Parts:
             listener=listener,
             hostname=self.config.hostname,
             reactor=self._reactor,
-            tls_options=self._tls_options,
+            tls_options=self._tls_options("pop3"),
             record_event=self._telemetry.record_event,
             settings=self.config.pop3.engine,
             session_settings=self.config.pop3.session,
@@ -296,14 +296,15 @@ class Parts:
             counter=self._counter_of(listener),
         )
 
-    def _inside_tls(self, factory: Any) -> Any:
+    def _inside_tls(self, factory: Any, protocol: str) -> Any:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
         assert self.certificates is not None  # the service reads one wherever a listener has TLS
-        return TLSMemoryBIOFactory(self.certificates, False, factory)
+        return TLSMemoryBIOFactory(self.certificates.speaking(protocol), False, factory)
 
-    def _tls_options(self) -> CertificateStore | None:
-        return self.certificates
+    def _tls_options(self, protocol: str) -> Callable[[], Speaking | None]:
+        options = None if self.certificates is None else self.certificates.speaking(protocol)
+        return lambda: options if options is not None and options.ready else None
 
     @property
     def sessions(self) -> int:

@@ -78,7 +78,7 @@ class MailService(TopService):
         ensureDeferred(self._start()).addErrback(self._failed_to_start).addBoth(self._start_ended)
 
     async def _start(self) -> None:
-        self._open_log(warns_of_root=self._inheritance is None)  # of several, the supervisor says it
+        self._open_log(warns=self._inheritance is None)  # of several, the supervisor says it
         place = self._inheritance.place if self._inheritance is not None else None
         assert self._prepared is not None
         shares = None if place is None else Shares(place.shares, place.workers, place.number)

@@ -86,16 +86,27 @@ class TopService(Service):
             now=self.now,
         )
 
-    def _open_log(self, *, warns_of_root: bool = True) -> None:
+    def _open_log(self, *, warns: bool = True) -> None:
         """Make sure that privileges are gone for good, then open the log. Raises ConfigError, OSError."""
         check_dropped(self._uid, self._gid)
         forbid_new_privileges()
         self.telemetry.open()
         globalLogPublisher.addObserver(self.telemetry)
-        if warns_of_root and os.geteuid() == 0:
+        if not warns:
+            return
+        if os.geteuid() == 0:
             self.log.warn(
                 "running as root: give twistd --uid and --gid, so that sockets are bound first and root goes after"
             )
+        certificates = self._prepared.certificates if self._prepared is not None else None
+        if certificates is not None and certificates.problem:
+            self.log.critical(
+                "there is no TLS until a reload finds a certificate: {problem}",
+                problem=certificates.problem,
+                event="certificate_missing",
+            )
+        elif certificates is not None and certificates.expires < self.now():
+            self.log.critical("the certificate has ended: clients that check it stay away", event="certificate_ended")
 
     def _close_log(self) -> None:
         """The last line, and nothing after it."""

@@ -285,7 +285,8 @@ class Supervisor(TopService):
             return str(problem)
         self.config, self._newer = fresh.config, fresh.text
         self._slices.change_limits(self._limits(fresh.config))
-        pem = None if certificates is None else [octets.decode("ascii") for octets in certificates.pem]
+        read = None if certificates is None else certificates.pem
+        pem = None if read is None else [octets.decode("ascii") for octets in read]
         self._reload = _Reload(fresh.describe(self.config_path, kept), set(self.workers))
         for worker in self.workers.values():
             worker.channel.say("reload", text=fresh.text, pem=pem)

@@ -125,6 +125,28 @@ def test_a_page_names_only_what_is_there(page: Path) -> None:
         check_command(words, page)
 
 
+# The numbered rows of HOSTILE.md, and the sentences of its sections 2, 4 and 5, in the order of the page.
+HOSTILE = [
+    *(f"0.{number}" for number in range(1, 17)),
+    *(f"F{number}" for number in range(1, 15)),
+    *(f"2.{number}" for number in range(1, 9)),
+    *(f"A{number}" for number in range(1, 10)),
+    *(f"4.{number}" for number in range(1, 8)),
+    *(f"5.{number}" for number in range(1, 11)),
+    *(f"E{number}" for number in range(1, 14)),
+]
+
+
+def test_every_row_of_the_hostile_list_has_its_reaction_and_its_test() -> None:
+    rows = re.findall(
+        r"^   \* - (\d\.\d+|[FAE]\d+)\n     - (.+)\n     - (.+)\n     -(.*)$", source("docs/hostile.rst"), re.MULTILINE
+    )
+    assert [row[0] for row in rows] == HOSTILE
+    for number, _, reaction, tests in rows:
+        later = "*not here*" in reaction or re.search(r"row \w\.\d", reaction)
+        assert "``tests/" in tests or later, f"{number}: neither a test nor a reason"
+
+
 def test_the_commands_are_all_described() -> None:
     text = source("docs/commands.rst")
     for noun, found in command.commands.items():

@@ -56,6 +56,20 @@ def imports(path: Path) -> Iterator[str]:
                 yield from (f"polarismail.{alias.name}" for alias in node.names)
 
 
+# What makes code, or a process, of text (HOSTILE E12): a message must never come near it.
+RUNS = {"eval", "exec", "compile", "__import__", "system", "popen"}
+RUNNING = {"pickle", "marshal", "shelve", "yaml", "xmlrpc"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_runs_what_it_reads(path: Path) -> None:
+    assert not RUNNING.intersection(name.split(".")[0] for name in imports(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert not (isinstance(node.func, ast.Name) and node.func.id in RUNS), f"{path}:{node.lineno}"
+            assert not any(keyword.arg == "shell" for keyword in node.keywords), f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_arrows_point_left(path: Path) -> None:
     mine = rank(name_of(path))

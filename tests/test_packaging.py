@@ -137,7 +137,7 @@ def test_server_runs_with_the_core_alone(installed: Path, tmp_path: Path) -> Non
             try:
                 with smtplib.SMTP_SSL("localhost", demo["ports"]["submissions"], timeout=10, context=context) as client:
                     client.login(name, password)
-                    client.sendmail(name, [name], "Subject: from the wheel\r\n\r\nHello\r\n")
+                    client.sendmail(name, [name], f"From: {name}\r\nSubject: from the wheel\r\n\r\nHello\r\n")
             except ConnectionRefusedError:
                 return False
             return True

@@ -66,6 +66,22 @@ def test_what_was_not_is_noticed(how: str, gid: int | None, words: str) -> None:
     assert words in judge(how, NOBODY, gid)
 
 
+def test_the_systemd_unit_confines_the_service() -> None:
+    unit = (ROOT / "etc" / "polarismail.service").read_text().splitlines()
+    for line in (
+        "ProtectSystem=strict",
+        "PrivateTmp=yes",
+        "NoNewPrivileges=yes",
+        "SystemCallFilter=@system-service",
+        "MemoryMax=80%",
+        "LimitNOFILE=65536",
+        "RestrictSUIDSGID=yes",
+    ):
+        assert line in unit
+    (kept,) = [line for line in unit if line.startswith("CapabilityBoundingSet=")]
+    assert "CAP_SYS" not in kept and "CAP_NET_ADMIN" not in kept
+
+
 def test_nothing_was_asked_nothing_is_checked() -> None:
     check_dropped(None, None)
 

@@ -86,15 +86,6 @@ def has_field(octets: bytes, name: bytes) -> bool:
     return any(field.name == wanted for field in iterate_fields(section))
 
 
-def count_received(octets: bytes) -> int:
-    """How many Received fields there are, for the loop limit (RFC 5321 §6.3). Runs for each message: about a microsecond."""
-    section = header_section(octets).lower()
-    count = section.count(b"\r\nreceived:") + section.startswith(b"received:")
-    if b"received " in section or b"received\t" in section:
-        count = sum(field.name == b"received" for field in iterate_fields(section))
-    return count
-
-
 def render_date(when: float) -> str:
     """`Sun, 22 Nov 2026 02:53:50 +0000` (RFC 5322 §3.3), always in UTC; `when` is seconds since 1970."""
     return _render_date(int(when))

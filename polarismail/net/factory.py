@@ -7,6 +7,7 @@ Guarantees: every admitted connection leaves the count once; a client beyond the
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from attrs import evolve
@@ -14,6 +15,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from polarismail.net.handshakes import HandshakeCounter
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.transport import Connection, Engine, Session, TransportSettings
 
@@ -46,12 +48,14 @@ class CountingFactory:
         """Begin with no connections. A counter may be shared by several factories."""
         self._counter = counter or ConnectionCounter(ConnectionLimits())
         self._transport_settings = transport_settings
+        self._handshakes = HandshakeCounter()
         self.connections: set[CountedConnection] = set()
 
     def buildProtocol(self, addr: Any) -> Protocol:
         """A connection, or a polite refusal where the client has too many."""
         address = getattr(addr, "host", "") or ""
-        if not self._counter.admit(address):
+        implicit = self.context.listener.tls == "implicit"
+        if (implicit and not self.admits_handshake(address)) or not self._counter.admit(address):
             return Refusal(self.refusal)
         engine, session = self.make_session()
         connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
@@ -63,7 +67,11 @@ class CountingFactory:
     @property
     def offers_tls(self) -> bool:
         """STARTTLS or STLS may be offered to the next client."""
-        return self.context.listener.tls == "starttls" and self.context.tls_options() is not None
+        return bool(self.context.listener.tls == "starttls")
+
+    def admits_handshake(self, address: str) -> bool:
+        """Count a handshake that is to begin. False: there have been too many."""
+        return self._handshakes.admit(address, self._transport_settings.handshakes_per_minute, monotonic())
 
     def reconfigure(self, settings: Any, session_settings: Any, transport_settings: TransportSettings) -> None:
         """Other limits, for connections from now on."""
@@ -86,6 +94,10 @@ class CountedConnection(Connection):
 
     factory: Any
     address = ""
+
+    def may_start_tls(self) -> bool:
+        """See Connection."""
+        return bool(self.factory.admits_handshake(self.address))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         try:

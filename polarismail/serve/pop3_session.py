@@ -174,6 +174,10 @@ class Pop3Session:
         options = self._context.tls_options()
         if options is None:
             return self._answer(events.NO_TLS)
+        if not self._connection.may_start_tls():
+            self._answer(events.NO_TLS)
+            self._connection.close(lingers=True)
+            return None
         self._connection.send(self._engine.answer(ok("Begin TLS")))
         self._connection.start_tls(options)
         self._engine.tls_started()

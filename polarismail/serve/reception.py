@@ -17,15 +17,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from polarismail.auth.interfaces import IReception
-from polarismail.message.headers import count_received
+from polarismail.message.inspection import author, has_been_in
 from polarismail.message.trace import delivery_fields, received_field
+from polarismail.policy.identity import check_identity
 from polarismail.policy.relaying import check_recipient, expand_recipient
-from polarismail.policy.verdict import Accept, Verdict
+from polarismail.policy.verdict import Accept, Reject, Verdict
+from polarismail.serve.incoming import IncomingDraft
 from polarismail.store.interfaces import (
     Account,
     Committed,
     IDirectory,
-    IDraft,
     ISpool,
     Refused,
     Resolution,
@@ -36,8 +37,10 @@ from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
+    HAS_BEEN_HERE,
     NO_ROOM,
     NOT_QUEUED,
+    NOT_YOUR_FROM,
     RECIPIENT_OK,
     SENDER_OK,
     TOO_MANY_HOPS,
@@ -58,7 +61,9 @@ class ReceptionSettings:
 
     max_hops: int = 50  # Received fields (HOSTILE 0)
     max_expanded_recipients: int = 5000  # after aliases
-    header_octets: int = 65536  # how far trace fields are looked for
+    check_reverse_path: bool = True  # whoever has logged in sends under addresses of the account (HOSTILE A3)
+    check_from: bool = False  # the address in From as well
+    check_headers: bool = True  # a header section with defects is refused from who has logged in (HOSTILE 4)
 
 
 @define
@@ -86,8 +91,19 @@ class Reception:
         self._desk = desk
 
     def check_mail(self, facts: SessionFacts, mail: Any) -> Reply | Deferred[Reply]:
-        """Whether this reverse-path may begin a transaction."""
-        return SENDER_OK
+        """Whether this reverse-path may begin a transaction: any from a stranger, one of its own from an account."""
+        account, reverse_path = self.account, mail.reverse_path
+        if (
+            account is None
+            or reverse_path is None
+            or reverse_path == account.address
+            or not self._desk.settings.check_reverse_path
+        ):
+            return SENDER_OK
+        judged = self._judge_identity(reverse_path, account)
+        if isinstance(judged, Deferred):
+            return judged.addCallback(self._mail_judged, facts, mail).addErrback(self._unavailable, TRY_AGAIN)
+        return self._mail_judged(judged, facts, mail)
 
     def check_rcpt(
         self, facts: SessionFacts, envelope: Envelope, rcpt: Any
@@ -99,29 +115,80 @@ class Reception:
             return resolution.addErrback(self._unavailable, (TRY_AGAIN, ()))
         return self._check_resolved(resolution, facts, envelope, rcpt)
 
-    def begin_content(self, facts: SessionFacts, envelope: Envelope) -> IDraft:
+    def begin_content(self, facts: SessionFacts, envelope: Envelope) -> IncomingDraft:
         """Where the content goes. Raises SpoolUnhealthy."""
-        recipients = envelope.recipients
-        if not all(recipient.next_hop == LOCAL for recipient in recipients):
-            return self._desk.spool.draft()
-        if len(recipients) != 1:
-            return self._desk.spool.draft(lambda queue_id: (b"", b""))
-        only = recipients[0]
+        spool, recipients = self._desk.spool, envelope.recipients
+        local = all(recipient.next_hop == LOCAL for recipient in recipients)
+        if not local:
+            draft = spool.draft()
+        elif len(recipients) != 1:
+            draft = spool.draft(lambda queue_id: (b"", b""))
+        else:
+            only = recipients[0]
 
-        def front(queue_id: str) -> tuple[bytes, bytes]:
-            trace = received_field(facts, self._desk.hostname, queue_id, only.original, self._desk.now())
-            return delivery_fields(envelope.reverse_path, only.forward_path), trace
+            def front(queue_id: str) -> tuple[bytes, bytes]:
+                trace = received_field(facts, self._desk.hostname, queue_id, only.original, self._desk.now())
+                return delivery_fields(envelope.reverse_path, only.forward_path), trace
 
-        return self._desk.spool.draft(front)
+            draft = spool.draft(front)
+        return IncomingDraft(draft, self._desk.hostname, local or self.account is not None)
 
-    def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: IDraft, end: Any) -> Deferred[Reply]:
+    def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: Any, end: Any) -> Deferred[Reply]:
         """Judge the whole message, then commit it; the reply is positive only when it is on stable storage."""
-        problem = end.problem
-        if (
-            problem is None
-            and count_received(draft.head(self._desk.settings.header_octets)) > self._desk.settings.max_hops
+        problem = end.problem or self._check_header_section(envelope, draft)
+        account = self.account
+        if problem is None and account is not None and self._desk.settings.check_from:
+            written_by = author(draft.section)
+            judged = Reject(NOT_YOUR_FROM) if written_by is None else self._judge_identity(written_by, account)
+            if isinstance(judged, Deferred):
+                answered: Deferred[Reply] = judged.addCallback(self._from_judged, facts, envelope, draft, end)
+                return answered.addErrback(self._not_judged, draft)
+            problem = None if isinstance(judged, Accept) else NOT_YOUR_FROM
+        return self._end(problem, facts, envelope, draft, end)
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _judge_identity(self, mailbox: Mailbox, account: Account) -> Verdict | Deferred[Verdict]:
+        """Whether the account may send as `mailbox`."""
+        resolution = self._desk.directory.resolve(mailbox)
+        if isinstance(resolution, Deferred):
+            return resolution.addCallback(check_identity, account)
+        return check_identity(resolution, account)
+
+    def _mail_judged(self, verdict: Verdict, facts: SessionFacts, mail: Any) -> Reply:
+        if isinstance(verdict, Accept):
+            return SENDER_OK
+        self._record_refusal(facts, Envelope(mail.reverse_path, ()), verdict.reply, "mail")
+        return verdict.reply
+
+    def _check_header_section(self, envelope: Envelope, draft: IncomingDraft) -> Reply | None:
+        found = draft.inspection()
+        settings = self._desk.settings
+        if found.received > settings.max_hops:
+            return TOO_MANY_HOPS
+        # Of several recipients, the one that it has reached before fails alone, at delivery (HOSTILE 5).
+        if found.claims and all(
+            recipient.next_hop == LOCAL and has_been_in(draft.section, recipient.forward_path)
+            for recipient in envelope.recipients
         ):
-            problem = TOO_MANY_HOPS
+            return HAS_BEEN_HERE
+        if found.defects and self.account is not None and settings.check_headers:
+            return Reply(550, (5, 6, 0), f"Malformed header section: {'; '.join(found.defects)}")
+        return None
+
+    def _from_judged(
+        self, verdict: Verdict, facts: SessionFacts, envelope: Envelope, draft: IncomingDraft, end: Any
+    ) -> Deferred[Reply]:
+        return self._end(None if isinstance(verdict, Accept) else NOT_YOUR_FROM, facts, envelope, draft, end)
+
+    def _not_judged(self, failure: Failure, draft: IncomingDraft) -> Reply:
+        draft.abandon()
+        answer: Reply = self._unavailable(failure, TRY_AGAIN)
+        return answer
+
+    def _end(
+        self, problem: Reply | None, facts: SessionFacts, envelope: Envelope, draft: IncomingDraft, end: Any
+    ) -> Deferred[Reply]:
         if problem is not None:
             draft.abandon()
             self._record_refusal(facts, envelope, problem, "end-of-data")
@@ -130,10 +197,8 @@ class Reception:
         now = desk.now()
         only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
         trace = draft.trace or received_field(facts, desk.hostname, draft.queue_id, only, now)
-        done = desk.spool.commit(Submission(draft=draft, envelope=envelope, facts=facts, trace=trace))
-        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, end.bare), {}, (draft,), {})
-
-    # -- steps -------------------------------------------------------------------------------------------------------
+        done = desk.spool.commit(Submission(draft=draft.draft, envelope=envelope, facts=facts, trace=trace))
+        return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, draft, end.bare), {}, (draft,), {})
 
     def _check_resolved(
         self, resolution: Resolution, facts: SessionFacts, envelope: Envelope, rcpt: Any
@@ -165,7 +230,9 @@ class Reception:
         self._record_refusal(facts, envelope, verdict.reply, "greylist", rcpt.forward_path)
         return verdict.reply, ()
 
-    def _committed(self, result: Committed | Refused, facts: SessionFacts, envelope: Envelope, bare: int) -> Reply:
+    def _committed(
+        self, result: Committed | Refused, facts: SessionFacts, envelope: Envelope, draft: IncomingDraft, bare: int
+    ) -> Reply:
         if isinstance(result, Refused):
             self._record_refusal(facts, envelope, result.reply, "end-of-data")
             return result.reply
@@ -184,6 +251,11 @@ class Reception:
             fields["account"] = facts.account
         if bare:
             fields["bare_line_ends"] = bare
+        defects = draft.inspection().defects
+        if defects:
+            fields["header_defects"] = "; ".join(defects)
+        if draft.removed:
+            fields["removed_fields"] = draft.removed
         self._desk.record_event("received", fields)
         try:
             self._desk.accepted(result)
@@ -192,7 +264,7 @@ class Reception:
             self.log.failure("{queue_id}: nobody was told of it", queue_id=message.queue_id)
         return queued_as(message.queue_id)
 
-    def _doubtful(self, failure: Failure, draft: IDraft) -> Reply:
+    def _doubtful(self, failure: Failure, draft: IncomingDraft) -> Reply:
         # The message may be on disk all the same: 451 makes the client come again, and the copy is counted (DURABILITY).
         draft.abandon()
         if failure.check(SpoolFull) is not None:
@@ -201,11 +273,11 @@ class Reception:
         self.log.failure("{queue_id}: commit failed", failure, queue_id=draft.queue_id)
         return NOT_QUEUED
 
-    def _unavailable(self, failure: Failure, answer: tuple[Reply, tuple[Recipient, ...]]) -> Any:
+    def _unavailable(self, failure: Failure, answer: Any) -> Any:
         if failure.check(Unavailable) is None:
-            self.log.failure("a recipient could not be judged", failure)
+            self.log.failure("an address could not be judged", failure)
         else:
-            self.log.warn("a recipient could not be judged: {problem}", problem=failure.getErrorMessage())
+            self.log.warn("an address could not be judged: {problem}", problem=failure.getErrorMessage())
         return answer
 
     def _record_refusal(

@@ -57,6 +57,8 @@ class LoginConversation(Conversation):
         options = self._context.tls_options()
         if options is None:
             return self._answer(replies.TLS_UNAVAILABLE)
+        if not self._connection.may_start_tls():
+            return self._answer(replies.TOO_MANY_HANDSHAKES)
         self._connection.send(self._engine.answer(replies.READY_FOR_TLS))
         if self._engine.out_of_step:
             return None  # octets behind the command: the next event refuses them and ends the session

@@ -59,7 +59,9 @@ class Sender(threading.Thread):
         for recipient in self.recipients:
             code, text = client.rcpt(recipient)
             assert code == 250, text
-        code, _ = client.data(f"Subject: {subject}\r\n\r\n{'x' * 70}\r\n" + ("y" * 70 + "\r\n") * (size // 72))
+        code, _ = client.data(
+            f"From: ann@here.test\r\nSubject: {subject}\r\n\r\n{'x' * 70}\r\n" + ("y" * 70 + "\r\n") * (size // 72)
+        )
         if code == 250:
             self.acknowledged.add(subject)
             self.doubtful.discard(subject)

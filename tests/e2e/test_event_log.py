@@ -18,7 +18,7 @@ def test_an_ordinary_message_has_three_events(
     before = len(server.events())
     for recipient, last in (("zoe@there.test", "relayed"), ("bob@here.test", "delivered")):
         with server.smtp("submission", "ann@here.test") as client:
-            client.sendmail("ann@here.test", [recipient], "Subject: three\r\n\r\nHi\r\n")
+            client.sendmail("ann@here.test", [recipient], "From: ann@here.test\r\nSubject: three\r\n\r\nHi\r\n")
         wait_until(lambda before=before: len(server.events()) >= before + 3, "three events")
         mine = server.events()[before:]
         assert [event["event"] for event in mine] == ["received", last, "removed"], mine

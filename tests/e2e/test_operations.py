@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.server import PASSWORD, Helper, Server, wait_until
 
-TEXT = "Subject: op\r\n\r\nHi\r\n"
+TEXT = "From: ann@here.test\r\nSubject: op\r\n\r\nHi\r\n"
 
 
 def test_greylisted_stranger_passes_after_the_delay_and_logins_never_wait(make_server: Callable[..., Server]) -> None:
@@ -151,6 +151,8 @@ def test_privileges_are_dropped_for_good_and_databases_opened_after(tmp_path: Pa
         assert fields["CapEff"].strip("0") == "" and fields["CapPrm"].strip("0") == ""
         assert fields["NoNewPrivs"].strip() == "1"
         assert "0" not in fields["Groups"].split()
+        # PR_SET_DUMPABLE 0: the files of the process belong to root, and nobody of the same user may trace it.
+        assert os.stat(f"/proc/{server.pid}/status").st_uid == 0
         with server.smtp("mx") as client:
             client.sendmail("who@else.test", ["bob@here.test"], TEXT)
         server.wait_for_messages("bob@here.test", 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import smtplib
 import socket
 import time
 from collections.abc import Callable
@@ -116,12 +117,10 @@ def test_what_cannot_be_opened_ends_the_start_with_status_1(make_server: Callabl
     ("damage", "words"),
     [
         (lambda server: server.config.write_text("hostname = 7\n"), "hostname: expected"),
-        (lambda server: (server.directory / "key.pem").write_text("no key"), "key.pem: expected a private key"),
-        (lambda server: (server.directory / "cert.pem").unlink(), "cert.pem: cannot be read"),
         (lambda server: (server.directory / "state").write_text(""), "state"),
         (lambda server: (server.directory / "log" / "events.log").mkdir(parents=True), "events.log"),
     ],
-    ids=["configuration", "key", "certificate", "state", "log"],
+    ids=["configuration", "state", "log"],
 )
 def test_a_start_that_fails_names_the_fault_and_ends_with_status_1(
     make_server: Callable[..., Server], damage: Callable[[Server], object], words: str
@@ -132,6 +131,29 @@ def test_a_start_that_fails_names_the_fault_and_ends_with_status_1(
     assert server.process is not None
     assert server.process.wait(30) == 1
     assert words in server.twistd_log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_a_certificate_the_rest_is_served_and_a_reload_brings_tls(
+    make_server: Callable[..., Server], workers: int
+) -> None:
+    """HOSTILE E11."""
+    server = make_server(workers=workers)
+    good = (server.directory / "key.pem").read_text()
+    (server.directory / "key.pem").write_text("no key")
+    server.start()
+    with server.smtp("mx") as client:
+        assert client.docmd("STARTTLS")[0] == 454
+        client.sendmail("who@else.test", ["bob@here.test"], TEXT)
+    with pytest.raises((OSError, smtplib.SMTPException)), server.smtp("submissions"):
+        raise AssertionError("there is TLS without a certificate")
+    (event,) = wait_until(lambda: server.events("certificate_missing"), "the alert")
+    assert event["level"] == "critical" and "key.pem: expected a private key" in event["text"]
+    (server.directory / "key.pem").write_text(good)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.events("reloaded"), "the reload")
+    with server.smtp("mx") as client, server.smtp("submissions", "ann@here.test"):
+        assert client.starttls(context=server.tls)[0] == 220
 
 
 def greylists(server: Server) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from tests.e2e.senders import Sender, check_that_nothing_is_lost, sent_by
 from tests.e2e.server import Helper, Server, wait_until
 
-MAIL = "Subject: through workers\r\n\r\nHi\r\n"
+MAIL = "From: ann@here.test\r\nSubject: through workers\r\n\r\nHi\r\n"
 ZONE = {
     "there.test": {"MX": [[10, "mx.there.test"]]},
     "mx.there.test": {"A": ["127.0.0.1"]},

@@ -110,7 +110,7 @@ def test_msmtp_submits(server: Server, tmp_path: Path) -> None:
         f"tls_trust_file {server.ca}\nauth on\nuser ann@here.test\npassword {PASSWORD}\nfrom ann@here.test\n"
     )
     config.chmod(0o600)
-    run_program("msmtp", "-C", config, "bob@here.test", input="Subject: by msmtp\n\nHello\n")
+    run_program("msmtp", "-C", config, "bob@here.test", input="From: ann@here.test\nSubject: by msmtp\n\nHello\n")
     wait_until(
         lambda: [m for m in server.messages("bob@here.test") if b"Subject: by msmtp" in m], "the message of msmtp"
     )
@@ -200,7 +200,9 @@ def test_postfix_relays_to_us_and_we_relay_to_postfix(
     try:
         postfix.start()
         with server.smtp("submission", "ann@here.test") as client:
-            client.sendmail("ann@here.test", [f"box@{DOMAIN}"], "Subject: to postfix\r\n\r\n.dots\r\n")
+            client.sendmail(
+                "ann@here.test", [f"box@{DOMAIN}"], "From: ann@here.test\r\nSubject: to postfix\r\n\r\n.dots\r\n"
+            )
         (file,) = wait_until(lambda: list(postfix.new.iterdir()) if postfix.new.is_dir() else [], "Postfix's delivery")
         text = file.read_text()
         assert "Subject: to postfix\n" in text

@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import capturedLogs
 
+from polarismail.serve.incoming import IncomingDraft
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
@@ -28,8 +29,8 @@ class Draft:
     trace = b""
     abandoned = False
 
-    def head(self, octets: int) -> bytes:
-        return b"Subject: x\r\n\r\n"
+    def write(self, octets: bytes) -> None:
+        return None
 
     def abandon(self) -> None:
         self.abandoned = True
@@ -45,6 +46,12 @@ def reception(**parts: Any) -> Reception:
         "now": lambda: 1.8e9,
     }
     return Reception(Desk(**{**given, **parts}))
+
+
+def incoming(draft: Any) -> IncomingDraft:
+    made = IncomingDraft(draft, "mail.here.test", True)
+    made.write(b"Subject: x\r\n\r\n")
+    return made
 
 
 def answered(d: Deferred[Reply]) -> Reply:
@@ -64,14 +71,14 @@ def spool(outcome: Deferred[Any]) -> Any:
 def test_a_commit_that_fails(problem: Exception, reply: Reply) -> None:
     draft = Draft()
     taking = reception(spool=spool(fail(problem)))
-    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, draft, END)) == reply
+    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, incoming(draft), END)) == reply
     assert draft.abandoned
 
 
 def test_a_commit_that_is_refused() -> None:
     refusal = Reply(452, (4, 2, 2), "Out of credit")
     taking = reception(spool=spool(succeed(Refused(refusal))))
-    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, Draft(), END)) == refusal
+    assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, incoming(Draft()), END)) == refusal
 
 
 def test_what_is_committed_is_250_whatever_happens_next() -> None:
@@ -84,7 +91,7 @@ def test_what_is_committed_is_250_whatever_happens_next() -> None:
     committed = SimpleNamespace(message=message, recipients=(None,))
     taking = reception(spool=spool(succeed(committed)), accepted=accepted)
     with capturedLogs() as logged:
-        assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, Draft(), END)).code == 250
+        assert answered(taking.end_of_data(SessionFacts(), ENVELOPE, incoming(Draft()), END)).code == 250
     assert len(logged) == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
+from polarismail.net.transport import TransportSettings
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.wire.smtp_states import ServerSettings
 from tests.serve.smtp_world import SmtpWorld, eventually
@@ -169,3 +170,25 @@ def test_all_connections_together_have_a_limit_that_may_change() -> None:
     assert not counter.admit("192.0.2.3")
     counter.leave("192.0.2.2")
     assert counter.admit("192.0.2.3") and counter.total == 1
+
+
+def test_too_many_handshakes_from_one_address_on_an_implicit_listener(tmp_path: Path) -> None:
+    with SmtpWorld(tmp_path, tls="implicit", transport=TransportSettings(handshakes_per_minute=2)) as world:
+        for _ in range(2):
+            with world.client() as client:
+                assert client.say("NOOP") == 250
+        with pytest.raises(OSError), world.client():  # an ssl.SSLError is one
+            pass
+        world.wait_until_empty()
+
+
+def test_too_many_handshakes_from_one_address_by_starttls(tmp_path: Path) -> None:
+    with SmtpWorld(tmp_path, tls="starttls", transport=TransportSettings(handshakes_per_minute=1)) as world:
+        with world.client() as client:
+            assert client.say("STARTTLS") == 220
+            client.start_tls()
+            client.hello()
+        with world.client() as client:
+            assert client.say("STARTTLS") == 421
+            assert client.reply() is None
+        world.wait_until_empty()
