@@ -15,6 +15,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from polarismail.config import Config, load
+from polarismail.message.inspection import inspect
 from polarismail.relay.clients import ConnectFailed
 from polarismail.relay.mx import MxSettings, find_exchangers
 from polarismail.relay.transactions import plan_recipients, plan_sender
@@ -30,7 +31,7 @@ from tests.dialogues.smtp_peer import EnginePeer
 from tests.reactor import run
 from tests.relay.scripted import Peer, Server
 from tests.relay.test_session import message, no_read, send_once
-from tests.serve.test_reception import END, reception
+from tests.serve.test_reception import END, incoming, reception
 from tests.serve.test_reception import Draft as SpoolDraft
 from tests.wire.test_smtp_client import begun, introduced
 
@@ -340,6 +341,14 @@ def test_trace_fields_tell_of_one_recipient_or_of_none(many: int) -> None:
         return succeed(Refused(replies.NO_ROOM))
 
     made = reception(spool=SimpleNamespace(commit=commit))
-    made.end_of_data(SessionFacts(client_address="192.0.2.1"), envelope, SpoolDraft(), END)
+    made.end_of_data(SessionFacts(client_address="192.0.2.1"), envelope, incoming(SpoolDraft()), END)
     assert (b"for <name0@here.test>" in submitted[0].trace) is (many == 1)
     assert (b"name" in submitted[0].trace) is (many == 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [b"Resent-To: b@here.test\r\n", b"Resent-From: a@b.test\r\nResent-From: c@b.test\r\n"]
+)
+def test_resent_fields_need_not_match(fields: bytes) -> None:
+    """RFC 5321 §3.3: not even on submission, where defects are refused."""
+    assert inspect(b"From: a@b.test\r\n" + fields).defects == ()
