@@ -156,6 +156,8 @@ class Control:
             "reverse_path": str(message.reverse_path or ""),
             "created": message.created,
             "size": message.size,
+            "priority": message.options.priority,
+            "hold_until": message.options.hold_until or None,
             "session": {name: value for name, value in attrs.asdict(entry.facts).items() if value},
             "recipients": [_queue_row(entry, each) for each in entry.recipients],
         }
@@ -298,6 +300,8 @@ def _queue_row(entry: QueueEntry, each: QueueRecipient) -> dict[str, Any]:
         "size": entry.message.size,
         "created": entry.message.created,
         "state": each.state.name.lower(),
+        "priority": entry.message.options.priority,
+        "hold_until": entry.message.options.hold_until or None,
         "in_hand": each.owned,
         "next_hop": recipient.next_hop,
         "attempts": recipient.attempts,

@@ -267,7 +267,13 @@ class Parts:
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(self.config.smtp, hostname=self.config.hostname, **listener.limits.over(self.config.smtp))
+        settings = evolve(
+            self.config.smtp,
+            hostname=self.config.hostname,
+            offers=listener.extensions,
+            max_hold_seconds=self.config.reception.wishes.max_hold_seconds,
+            **listener.limits.over(self.config.smtp),
+        )
         if listener.role != "submission":
             return settings
         strict = submission_settings()

@@ -11,7 +11,8 @@ Lines that are younger than 100 ms die with a SIGKILL: the log tells, the spool 
 
 Events of an ordinary message: three. Every one has `queue_id`:
 
-    received    reverse_path size recipients (how many) listener protocol client helo, account where somebody logged in
+    received    reverse_path size recipients (how many) listener protocol client helo, account where somebody logged in,
+                priority and hold_until where they were granted
     delivered   recipient relay delay_seconds reply, original behind an alias: into a maildrop of ours
     relayed     the same, waited_seconds sending_seconds: to a next hop
     removed     nothing more: the message has left the spool

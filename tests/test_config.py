@@ -129,6 +129,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[listeners]]\nname = 'a'\nport = 70000\nrole = 'mx'", "listeners[0].port: expected 0 to 65535, found 70000"),
         ("[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\naddress = 'x'", "listeners[0].address: expected an IP "),
         (
+            "[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\noffers = ['DSN', 'REQUIRETLS']",
+            "listeners[0].offers: expected some of PIPELINING, DSN, SMTPUTF8, ",
+        ),
+        ("[reception]\nmax_priority = 10", "reception.max_priority: expected -9 to 9, found 10"),
+        (
             "[[listeners]]\nname = 'a'\nrole = 'mx'",
             "listeners[0].port: missing: expected a whole number, 0 or more",
         ),

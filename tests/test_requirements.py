@@ -16,13 +16,14 @@ from twisted.internet.defer import Deferred, succeed
 
 from polarismail.config import Config, load
 from polarismail.message.inspection import inspect
+from polarismail.policy.relaying import expand_recipient
 from polarismail.relay.clients import ConnectFailed
 from polarismail.relay.mx import MxSettings, find_exchangers
 from polarismail.relay.transactions import plan_recipients, plan_sender
-from polarismail.store.interfaces import QueuedMessage, QueuedRecipient, Refused, Submission
+from polarismail.store.interfaces import QueuedMessage, QueuedRecipient, Refused, Resolution, Submission, Target
 from polarismail.values import reply as replies
 from polarismail.values.address import Mailbox, parse_path
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, DsnRequest, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import ConfigError, NoSuchName
 from polarismail.values.reply import Reply, queued_as
 from polarismail.wire.smtp_client import Finished, SendContent, SmtpClient, Transaction
@@ -352,3 +353,11 @@ def test_trace_fields_tell_of_one_recipient_or_of_none(many: int) -> None:
 def test_resent_fields_need_not_match(fields: bytes) -> None:
     """RFC 5321 §3.3: not even on submission, where defects are refused."""
     assert inspect(b"From: a@b.test\r\n" + fields).defects == ()
+
+
+def test_an_alias_with_one_target_passes_everything_on() -> None:
+    """RFC 3461 §5.2.7.2: it reports nothing itself."""
+    team, ann = Mailbox("team", "here.test"), Mailbox("ann", "there.test")
+    wish = DsnRequest("SUCCESS,DELAY", "rfc822;a+2Bb@here.test")
+    (only,) = expand_recipient(Resolution(True, (Target(ann),)), team, wish)
+    assert (only.forward_path, only.original, only.next_hop, only.dsn) == (ann, team, "there.test", wish)

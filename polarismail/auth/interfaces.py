@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from polarismail.store.interfaces import IDraft
-from polarismail.values.envelope import Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.reply import Reply
 
 if TYPE_CHECKING:
@@ -34,8 +34,11 @@ class IReception(Interface):
 
     account = Attribute("Account or None: who has logged in")
 
-    def check_mail(facts: SessionFacts, mail: Mail) -> Reply | Deferred[Reply]:
-        """Whether this reverse-path may begin a transaction: 250, or the refusal."""
+    def check_mail(
+        facts: SessionFacts, mail: Mail
+    ) -> Reply | tuple[Reply, MailOptions] | Deferred[Reply] | Deferred[Reply | tuple[Reply, MailOptions]]:
+        """Whether this reverse-path may begin a transaction: 250, or the refusal. Where `mail.wishes` are there, also what
+        is granted of them."""
 
     def check_rcpt(
         facts: SessionFacts, envelope: Envelope, rcpt: Rcpt

@@ -59,7 +59,7 @@ def show_cell(key: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if key in ("created", "next_attempt", "expires") and isinstance(value, (int, float)):
+    if key in ("created", "next_attempt", "expires", "hold_until") and isinstance(value, (int, float)):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
     if key == "size":
         return show_size(int(value))

@@ -101,6 +101,10 @@ def show_one(invocation: Invocation, queue_id: str) -> None:
     click.echo(f"queue id   {safe(entry['queue_id'])}")
     click.echo(f"from       <{safe(entry['reverse_path'])}>")
     click.echo(f"arrived    {show_cell('created', entry['created'])}, {show_cell('size', entry['size'])}")
+    if entry["hold_until"]:
+        click.echo(f"held until {show_cell('hold_until', entry['hold_until'])}")
+    if entry["priority"]:
+        click.echo(f"priority   {entry['priority']}")
     for name, value in entry["session"].items():
         click.echo(f"{name:10} {safe(value)}")
     columns = [column for column in _COLUMNS if column[0] not in ("queue_id", "created", "size", "reverse_path")]

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Delivery status notifications: what became of a message, for people and for programs, as octets.
 
-RFC 6522 (multipart/report), RFC 3464 (message/delivery-status), RFC 3461 §6.2 (what of the original is returned),
-RFC 3834 (Auto-Submitted). The words of remote servers are shown in printable ASCII: none of them can end a line, begin a
-field or a part, or be taken for ours.
+RFC 6522 (multipart/report), RFC 3464 (message/delivery-status), RFC 3461 §4.3 and §6.2 (what of the original is returned),
+RFC 6533 (addresses and messages beyond ASCII), RFC 3834 (Auto-Submitted). The words of remote servers are shown in printable
+ASCII: none of them can end a line, begin a field or a part, or be taken for ours.
 
-Guarantees: CRLF line ends; 7-bit unless `allows_8bit`; no line over 998 octets but those of the original, and those too
-only with `allows_8bit`; at most `MAX_RETURNED_OCTETS` of the original.
+Guarantees: CRLF line ends; 7-bit unless `allows_8bit` or `smtputf8`; header fields beyond ASCII only with `smtputf8`; no line
+over 998 octets but those of the original, and those too only with `allows_8bit`; at most `MAX_RETURNED_OCTETS` of the original.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import textwrap
 from collections.abc import Sequence
@@ -19,11 +20,14 @@ from attrs import frozen
 
 from polarismail.message.headers import field_values, header_section, render_date
 from polarismail.values.address import Mailbox
+from polarismail.values.xtext import decode_unitext, decode_xtext, embed_beyond_ascii, encode_unitext
 
 MAX_RETURNED_OCTETS = 50_000
 FAILED, DELAYED = "failed", "delayed"
+DELIVERED, RELAYED, EXPANDED = "delivered", "relayed", "expanded"
 
 _UNSAFE = re.compile(r"[^\x20-\x7e]+")
+_UNSAFE_UTF8 = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _MESSAGE_ID = re.compile(rb"<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>")
 _REMOTE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _MAX_LINE_OCTETS = 998
@@ -33,7 +37,7 @@ _MAX_LINE_OCTETS = 998
 class Fate:
     """What became of one recipient.
 
-    `action` is FAILED or DELAYED. `status` is dotted (`5.1.1`). `diagnostic` is the reply, `remote` the host that said it
+    `action` is one of those above. `status` is dotted (`5.1.1`). `diagnostic` is the reply, `remote` the host that said it
     (`mx.example.org[192.0.2.1]:25`), "" where it was us. `orcpt` is RFC 3461's, verbatim.
     """
 
@@ -59,9 +63,10 @@ class Subject:
     head: bytes
     headers_only: bool = False  # RET=HDRS
     envid: str | None = None
+    smtputf8: bool = False
 
 
-def failure_report(
+def status_report(
     *,
     hostname: str,
     queue_id: str,
@@ -70,19 +75,23 @@ def failure_report(
     fates: Sequence[Fate],
     now: float,
     allows_8bit: bool = False,
+    smtputf8: bool = False,
 ) -> bytes:
     """A whole message that tells `reverse_path` about `fates`, to be sent with a null reverse-path.
 
     `queue_id` is that of the report. `allows_8bit`: its way is known to take 8-bit content and long lines as they are; else
-    an original that has such is returned as its header section only.
+    an original that has such is returned as its header section only. `smtputf8`: it is sent as such, because `reverse_path`
+    has no other form; then addresses stand as themselves (RFC 6533 §4).
     """
-    returned_type, returned = _returned(subject, allows_8bit)
-    is_8bit = not returned.isascii()
+    returned_type, returned, encoding = _returned(subject, allows_8bit or smtputf8, _is_failure(fates))
+    text, status = _text(hostname, subject, fates, now, smtputf8), _status(hostname, subject, fates, smtputf8)
+    returned_name = "Undelivered message" if _is_failure(fates) else "Header of the message"
     parts = [
-        ("text/plain; charset=us-ascii", "Notification", "7bit", _text(hostname, subject, fates, now)),
-        ("message/delivery-status", "Delivery report", "7bit", _status(hostname, subject, fates)),
-        (returned_type, "Undelivered message", "8bit" if is_8bit else "7bit", returned),
+        (f"text/plain; charset={'utf-8' if smtputf8 else 'us-ascii'}", "Notification", _encoding(text), text),
+        (f"message/{'global-' if smtputf8 else ''}delivery-status", "Delivery report", _encoding(status), status),
+        (returned_type, returned_name, encoding, returned),
     ]
+    is_8bit = any(encoding == "8bit" for _, _, encoding, _ in parts)
     boundary = f"=_{queue_id}"
     while any(b"--" + boundary.encode() in body for *_, body in parts):
         boundary += "_"
@@ -111,11 +120,13 @@ def _head(
     boundary: str,
     is_8bit: bool,
 ) -> bytes:
-    title = "Undelivered mail returned to sender" if _is_failure(fates) else "Delayed mail, which is still being tried"
+    actions = {fate.action for fate in fates}
+    title = next(title for action, title in _TITLES if action in actions)
     lines = [
         f"Date: {render_date(now)}",
         f"From: Mail Delivery System <mailer-daemon@{hostname}>",
-        f"To: <{_safe(str(reverse_path))}>",
+        # Beyond ASCII only where the report is sent with SMTPUTF8: its sender has no other address.
+        f"To: <{_UNSAFE_UTF8.sub('?', str(reverse_path))}>",
         f"Subject: {title}",
         f"Message-ID: <{queue_id}@{hostname}>",
     ]
@@ -128,17 +139,17 @@ def _head(
         f'Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary="{boundary}"',
         f"Content-Transfer-Encoding: {'8bit' if is_8bit else '7bit'}",
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "replace")
 
 
-def _text(hostname: str, subject: Subject, fates: Sequence[Fate], now: float) -> bytes:
+def _text(hostname: str, subject: Subject, fates: Sequence[Fate], now: float, smtputf8: bool) -> bytes:
     """What a person reads."""
     out = [f"This is the mail system at {hostname}.", ""]
     failed = [fate for fate in fates if fate.action == FAILED]
-    delayed = [fate for fate in fates if fate.action != FAILED]
+    delayed = [fate for fate in fates if fate.action == DELAYED]
     if failed:
         out += [*_paragraph("Your message could not be delivered to these recipients:"), ""]
-        out += [line for fate in failed for line in _person(fate)]
+        out += [line for fate in failed for line in _person(fate, smtputf8)]
         if any(fate.expired for fate in failed):
             days = _duration(max(0.0, now - subject.arrived))
             out += _paragraph(
@@ -152,29 +163,33 @@ def _text(hostname: str, subject: Subject, fates: Sequence[Fate], now: float) ->
             " it again."
         )
         out.append("")
-        out += [line for fate in delayed for line in _person(fate)]
+        out += [line for fate in delayed for line in _person(fate, smtputf8)]
+    for action, words in _SUCCESSES:
+        done = [fate for fate in fates if fate.action == action]
+        if done:
+            out += [*_paragraph(words), "", *(line for fate in done for line in _person(fate, smtputf8))]
     out += _paragraph(
         f"The message arrived here on {render_date(subject.arrived)}. Should you ask your postmaster about it, give this"
         f" queue id: {subject.queue_id}."
     )
     out += _paragraph("What was returned of it is attached.")
-    return ("\r\n".join(out) + "\r\n").encode("ascii")
+    return ("\r\n".join(out) + "\r\n").encode("utf-8", "replace")
 
 
-def _person(fate: Fate) -> list[str]:
-    address = f"<{_safe(str(fate.original))}>"
+def _person(fate: Fate, smtputf8: bool) -> list[str]:
+    address = f"<{_shown(fate.original, smtputf8)}>"
     if fate.forward_path != fate.original:
-        address += f" (forwarded to <{_safe(str(fate.forward_path))}>)"
+        address += f" (forwarded to <{_shown(fate.forward_path, smtputf8)}>)"
     said = f"While speaking to {_safe(fate.remote)}: " if fate.remote else ""
     why = f"{'The message has expired. Last: ' if fate.expired else ''}{said}{_safe(fate.diagnostic)}"
     return [*_cut(f"  {address}"), *_paragraph(why, "      "), ""]
 
 
-def _status(hostname: str, subject: Subject, fates: Sequence[Fate]) -> bytes:
-    """What a program reads: RFC 3464 §2.2 and §2.3."""
+def _status(hostname: str, subject: Subject, fates: Sequence[Fate], smtputf8: bool) -> bytes:
+    """What a program reads: RFC 3464 §2.2 and §2.3. Parameters are shown without the coding that SMTP needs for them."""
     out = []
     if subject.envid:
-        out += _field("Original-Envelope-Id", subject.envid)
+        out += _field("Original-Envelope-Id", decode_xtext(subject.envid))
     out += _field("Reporting-MTA", f"dns; {hostname}")
     out += _field("Arrival-Date", render_date(subject.arrived))
     out += _field("X-Polarismail-Queue-ID", subject.queue_id)
@@ -182,9 +197,8 @@ def _status(hostname: str, subject: Subject, fates: Sequence[Fate]) -> bytes:
         out.append("")
         if fate.orcpt:
             # Only what the sender itself had given may stand here (RFC 3464 §2.3.1).
-            kind, _, address = fate.orcpt.partition(";")
-            out += _field("Original-Recipient", f"{kind}; {address}")
-        out += _field("Final-Recipient", f"rfc822; {fate.forward_path}")
+            out += _address_field("Original-Recipient", _original(fate.orcpt, smtputf8))
+        out += _address_field("Final-Recipient", _final(fate.forward_path, smtputf8))
         out += _field("Action", fate.action)
         out += _field("Status", fate.status)
         name = _REMOTE_NAME.match(fate.remote)
@@ -195,31 +209,88 @@ def _status(hostname: str, subject: Subject, fates: Sequence[Fate]) -> bytes:
             out += _field("Last-Attempt-Date", render_date(fate.last_attempt))
         if fate.retry_until is not None and fate.action == DELAYED:
             out += _field("Will-Retry-Until", render_date(fate.retry_until))
-    return ("\r\n".join(out) + "\r\n").encode("ascii")
+    return ("\r\n".join(out) + "\r\n").encode("utf-8", "replace")
 
 
-def _returned(subject: Subject, allows_8bit: bool) -> tuple[str, bytes]:
-    """The media type and the octets of what goes back of the original."""
+def _original(orcpt: str, smtputf8: bool) -> str:
+    kind, _, address = orcpt.partition(";")
+    if kind.lower() != "utf-8":
+        return f"{_safe(kind)}; {_safe(decode_xtext(address))}"
+    plain = decode_unitext(address)
+    return f"{kind}; {_UNSAFE_UTF8.sub('?', plain) if smtputf8 else encode_unitext(plain)}"
+
+
+def _final(mailbox: Mailbox, smtputf8: bool) -> str:
+    if mailbox.local.isascii():
+        return f"rfc822; {_safe(str(mailbox.in_ascii))}"
+    text = str(mailbox)
+    return f"utf-8; {_UNSAFE_UTF8.sub('?', text) if smtputf8 else encode_unitext(text)}"
+
+
+def _returned(subject: Subject, allows_8bit: bool, is_failure: bool) -> tuple[str, bytes, str]:
+    """The media type, the octets and the encoding of what goes back of the original: of what did not fail the header section
+    alone (RFC 3461 §4.3). A header section beyond ASCII is `global`, and encoded for who may not take it (RFC 6533 §4.5)."""
     head = subject.head
-    is_whole = subject.size <= MAX_RETURNED_OCTETS and len(head) >= subject.size and not subject.headers_only
-    if is_whole and (allows_8bit or _is_plain(head)):
-        return "message/rfc822", head
     section = header_section(head)
+    is_global = subject.smtputf8 and not section.isascii()
+    is_whole = subject.size <= MAX_RETURNED_OCTETS and len(head) >= subject.size and not subject.headers_only
+    if is_whole and is_failure and (allows_8bit or is_global or _is_plain(head)):
+        if is_global and not allows_8bit:
+            return "message/global", _base64(head), "base64"
+        return "message/global" if is_global else "message/rfc822", head, _encoding(head)
     if len(section) > MAX_RETURNED_OCTETS:
         cut = section.rfind(b"\r\n", 0, MAX_RETURNED_OCTETS)
         section = section[: cut + 2] if cut >= 0 else b""
+    if is_global:
+        return (
+            ("message/global-headers", section, _encoding(section))
+            if allows_8bit
+            else ("message/global-headers", _base64(section), "base64")
+        )
     if not allows_8bit and not _is_plain(section):
         text = section.decode("ascii", "replace").replace("\ufffd", "?")
         section = "\r\n".join(line[:_MAX_LINE_OCTETS] for line in text.split("\r\n")).encode("ascii")
-    return "text/rfc822-headers", section
+    return "text/rfc822-headers", section, _encoding(section)
 
 
 # -- lines -----------------------------------------------------------------------------------------------------------------
 
 
+_TITLES = (
+    (FAILED, "Undelivered mail returned to sender"),
+    (DELAYED, "Delayed mail, which is still being tried"),
+    (DELIVERED, "Delivered mail"),
+    (RELAYED, "Mail passed on"),
+    (EXPANDED, "Mail for several recipients"),
+)
+_SUCCESSES = (
+    (DELIVERED, "Your message was delivered to these recipients:"),
+    (RELAYED, "Your message was passed on to systems that do not report what they deliver, for these recipients:"),
+    (EXPANDED, "These addresses stand for several recipients; your message goes on to each of them:"),
+)
+
+
 def _safe(text: str) -> str:
     """Printable ASCII; what is not becomes "?", a run of it one "?"."""
     return _UNSAFE.sub("?", text)
+
+
+def _shown(mailbox: Mailbox, smtputf8: bool) -> str:
+    """An address for people."""
+    return _UNSAFE_UTF8.sub("?", str(mailbox)) if smtputf8 else _safe(embed_beyond_ascii(str(mailbox)))
+
+
+def _encoding(octets: bytes) -> str:
+    return "7bit" if octets.isascii() else "8bit"
+
+
+def _base64(octets: bytes) -> bytes:
+    return base64.encodebytes(octets).replace(b"\n", b"\r\n")
+
+
+def _address_field(name: str, value: str) -> list[str]:
+    """One field, folded; its value is fit already."""
+    return _fold(f"{name}: {value}")
 
 
 def _field(name: str, value: str) -> list[str]:

@@ -21,17 +21,30 @@ _UNSAFE_TEXT = re.compile(r"[^A-Za-z0-9._:+=/ -]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def received_field(facts: SessionFacts, hostname: str, queue_id: str, recipient: Mailbox | None, when: float) -> bytes:
+def received_field(
+    facts: SessionFacts,
+    hostname: str,
+    queue_id: str,
+    recipient: Mailbox | None,
+    when: float,
+    *,
+    smtputf8: bool = False,
+    priority: int = 0,
+) -> bytes:
     """The Received field of a message that is accepted now, folded, with its CRLF.
 
     `recipient` is the argument of RCPT where there was just one (more would tell blind copies), `when` seconds since 1970.
+    `smtputf8`: the transaction was one (RFC 6531 §4.3). `priority`: see RFC 6710 §7; 0 goes without saying.
     """
     # Mail that is made here (a DSN) has no client, and nothing was spoken.
-    spoken = f" with {facts.protocol}" if facts.client_address else ""
+    protocol = facts.protocol if not smtputf8 else "UTF8" + facts.protocol.removeprefix("E")
+    spoken = f" with {protocol}" if facts.client_address else ""
     tls = f" ({_UNSAFE_TEXT.sub('?', facts.tls[:100])})" if facts.tls else ""
+    urgency = f"\r\n\tPRIORITY {priority}" if priority else ""
     target = f"\r\n\tfor <{_safe_path(recipient)}>" if recipient is not None else ""
     return (
-        f"Received: {_source(facts)}by {hostname}{spoken}{tls}\r\n\tid {queue_id}{target};\r\n\t{render_date(when)}\r\n"
+        f"Received: {_source(facts)}by {hostname}{spoken}{tls}\r\n\tid {queue_id}{target}{urgency};"
+        f"\r\n\t{render_date(when)}\r\n"
     ).encode("utf-8", "replace")
 
 

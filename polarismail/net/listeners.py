@@ -20,6 +20,7 @@ from attrs import field, fields_dict, frozen
 from polarismail.net.accepting import Acceptor, Client, GoOn, Stage
 from polarismail.net.shares import Shares
 from polarismail.values.network import LOCAL_CLIENT, NetworkList
+from polarismail.wire.smtp_parameters import DEFAULT_OFFERS, check_offers
 
 NO_PORT = -1
 _ROLES = '"mx", "submission", "pop3"'
@@ -97,6 +98,10 @@ NO_LIMITS = ListenerLimits()
 _FOR_ALL_ROLES = {"connections", "connections_per_address"}
 
 
+def _check_offers(_: object, __: object, offers: tuple[str, ...] | None) -> None:
+    check_offers(offers or ())
+
+
 @frozen
 class Listener:
     """One place that we answer at, `[[listeners]]`.
@@ -107,7 +112,8 @@ class Listener:
     `plaintext_auth`: where passwords may cross the wire in clear: "never"; "networks", for clients from
     `plaintext_networks`; or "always".
     `proxy_networks`: where not empty, only proxies in these networks are served, and the client is who they say
-    (net/proxying.py). `relay_networks`: whose clients send anywhere without a login. Raises ValueError.
+    (net/proxying.py). `relay_networks`: whose clients send anywhere without a login. `offers`:
+    extensions of SMTP that are offered, beyond those that always are. Raises ValueError.
     """
 
     name: str
@@ -125,6 +131,7 @@ class Listener:
     socket_mode: int = field(default=0o660, validator=_check_mode)
     socket_group: str = ""  # "": the service's own
     limits: ListenerLimits = NO_LIMITS
+    offers: tuple[str, ...] | None = field(default=None, validator=_check_offers)  # None: what the role does
 
     def __attrs_post_init__(self) -> None:
         if not self.name.replace("-", "").isalnum():
@@ -139,6 +146,8 @@ class Listener:
                 f'relay_networks: expected none where the role is "{self.role}", which is for who logs in; make a listener '
                 'with role = "mx" for machines that cannot'
             )
+        if self.offers and self.protocol != "smtp":
+            raise ValueError("offers: SMTP has extensions to offer, POP3 has not")
         if self.role == "pop3":
             for name in fields_dict(ListenerLimits).keys() - _FOR_ALL_ROLES:
                 if getattr(self.limits, name) is not None:
@@ -178,6 +187,11 @@ class Listener:
     def protocol(self) -> Literal["smtp", "pop3"]:
         """What is spoken here; the role says it."""
         return "pop3" if self.role == "pop3" else "smtp"
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions of SMTP that are offered here, of those that can be chosen."""
+        return frozenset(DEFAULT_OFFERS.get(self.role, ()) if self.offers is None else self.offers)
 
 
 def permits_plaintext(listener: Listener, client_address: str) -> bool:

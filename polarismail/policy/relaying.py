@@ -14,7 +14,7 @@ from __future__ import annotations
 from polarismail.policy.verdict import ACCEPT, Reject, Verdict
 from polarismail.store.interfaces import Account, Resolution
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, NO_DSN_REQUEST, DsnRequest, Recipient
+from polarismail.values.envelope import EXPANSION, LOCAL, NO_DSN_REQUEST, DsnRequest, Recipient
 from polarismail.values.reply import RELAY_DENIED, UNKNOWN_RECIPIENT
 
 _UNKNOWN = Reject(UNKNOWN_RECIPIENT)
@@ -43,13 +43,24 @@ def expand_recipient(
 ) -> tuple[Recipient, ...]:
     """The recipients to store for a forward-path that `check_recipient` accepted: one for each target.
 
-    A foreign address is one recipient whose next hop is its own domain.
+    A foreign address is one recipient whose next hop is its own domain. An alias with one target passes on what its sender
+    asked. Where there are several, success is what is told of the alias itself: each target keeps the rest of NOTIFY, and one
+    more recipient, EXPANSION, is what the sender hears of (RFC 3461 §5.2.7.2, §5.2.7.3).
     """
     if not resolution.ours:
         return (Recipient(forward_path, forward_path, forward_path.domain_ascii, None, dsn),)
-    return tuple(
+    itself: tuple[Recipient, ...] = ()
+    if dsn is not NO_DSN_REQUEST and len(resolution.targets) > 1 and dsn.notify and dsn.wants("SUCCESS"):
+        itself = (Recipient(forward_path, forward_path, EXPANSION, None, dsn),)
+        dsn = DsnRequest(_without_success(dsn.notify), dsn.orcpt)
+    return itself + tuple(
         Recipient(target.mailbox, forward_path, target.mailbox.domain_ascii, None, dsn)
         if target.account is None
         else Recipient(target.mailbox, forward_path, LOCAL, target.account.id, dsn)
         for target in resolution.targets
     )
+
+
+def _without_success(notify: str) -> str:
+    # Who wanted to hear of success alone wants to hear of nothing else.
+    return ",".join(word for word in notify.split(",") if word.upper() != "SUCCESS") or "NEVER"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From failed recipients to the DSN that tells their sender: one for each message, committed with the outcomes.
+"""From outcomes to the DSN that tells their sender: one for what is recorded of a message together, committed with it.
 
-RFC 5321 §4.5.5 and §6.1 (null reverse-path, never a report about a report), RFC 3461 §5.2 (NOTIFY).
+RFC 5321 §4.5.5 and §6.1 (null reverse-path, never a report about a report), RFC 3461 §5.2 (NOTIFY), RFC 6533 §4 (a sender
+beyond ASCII), RFC 6710 §4.6 (the priority of the message).
 
 Guarantees: no report is written for a null reverse-path, nor for a sender of ours who does not exist, nor about a recipient
 for whom none was wanted. A sender of ours gets it in the maildrop, by way of the directory as any mail.
@@ -15,18 +16,38 @@ from collections.abc import Callable, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from polarismail.message.report import DELAYED, FAILED, MAX_RETURNED_OCTETS, Fate, Subject, failure_report
+from polarismail.message.report import (
+    DELAYED,
+    DELIVERED,
+    EXPANDED,
+    FAILED,
+    MAX_RETURNED_OCTETS,
+    RELAYED,
+    Fate,
+    Subject,
+    status_report,
+)
 from polarismail.message.trace import received_field
 from polarismail.policy.relaying import expand_recipient
+from polarismail.relay.verdicts import is_owed_success
 from polarismail.store.interfaces import IDirectory, ISpool, Outcome, QueuedMessage, Submission
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, RecipientState, SessionFacts
+from polarismail.values.envelope import (
+    LOCAL,
+    NO_OPTIONS,
+    Envelope,
+    MailOptions,
+    Recipient,
+    RecipientState,
+    SessionFacts,
+)
 from polarismail.values.errors import BadReply
 from polarismail.values.reply import parse_rendered
 
 # The name under which reports enter the spool, where mail has its listener's.
 LISTENER = "bounces"
 _EXPIRED_STATUS = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+_GENERAL = {FAILED: "5.0.0", DELAYED: "4.0.0"}
 _FACTS = SessionFacts(listener=LISTENER, protocol="")
 
 
@@ -68,10 +89,14 @@ class Bounces:
             head=await self._head(message),
             headers_only=message.ret == "HDRS",
             envid=message.envid,
+            smtputf8=message.smtputf8,
         )
+        smtputf8 = not sender.local.isascii()
+        if not smtputf8:
+            sender = sender.in_ascii
         draft = self._spool.draft()
         try:
-            content = failure_report(
+            content = status_report(
                 hostname=self._hostname,
                 queue_id=draft.queue_id,
                 reverse_path=sender,
@@ -80,6 +105,7 @@ class Bounces:
                 now=now,
                 # A maildrop takes anything; a foreign next hop may not, and nobody would hear of that.
                 allows_8bit=all(recipient.next_hop == LOCAL for recipient in recipients),
+                smtputf8=smtputf8,
             )
             waiting = draft.write(content)
             if waiting is not None:
@@ -87,9 +113,16 @@ class Bounces:
         except BaseException:
             draft.abandon()
             raise
+        priority = message.options.priority
         return Submission(
             draft=draft,
-            envelope=Envelope(None, recipients, body=None if content.isascii() else "8BITMIME"),
+            envelope=Envelope(
+                None,
+                recipients,
+                body=None if content.isascii() else "8BITMIME",
+                smtputf8=smtputf8,
+                options=MailOptions(priority=priority) if priority else NO_OPTIONS,
+            ),
             facts=_FACTS,
             trace=received_field(_FACTS, self._hostname, draft.queue_id, sender, now),
             expires_seconds=self._life_seconds,
@@ -116,17 +149,26 @@ class Bounces:
 
 def is_reported(outcome: Outcome) -> bool:
     """Whether the sender is to hear of this outcome (RFC 3461 §4.1): failures, expiries and long delays, unless NOTIFY
-    says otherwise."""
-    notify = outcome.recipient.dsn.notify
-    wanted = {word.strip().upper() for word in notify.split(",")} if notify else {"FAILURE", "DELAY"}
+    says otherwise; successes where it says so and nobody else can."""
+    dsn = outcome.recipient.dsn
     if outcome.state in (RecipientState.FAILED, RecipientState.EXPIRED):
-        return "FAILURE" in wanted
-    return outcome.state is RecipientState.QUEUED and outcome.warned and "DELAY" in wanted
+        return dsn.wants("FAILURE")
+    if outcome.state is RecipientState.QUEUED:
+        return outcome.warned and dsn.wants("DELAY")
+    return is_owed_success(outcome)
+
+
+_ACTIONS = {
+    RecipientState.QUEUED: DELAYED,
+    RecipientState.DELIVERED: DELIVERED,
+    RecipientState.RELAYED: RELAYED,
+    RecipientState.EXPANDED: EXPANDED,
+}
 
 
 def _fate(outcome: Outcome, now: float) -> Fate:
     recipient, expired = outcome.recipient, outcome.state is RecipientState.EXPIRED
-    action = FAILED if outcome.state.is_final else DELAYED
+    action = _ACTIONS.get(outcome.state, FAILED)
     return Fate(
         forward_path=recipient.forward_path,
         original=recipient.original,
@@ -143,9 +185,9 @@ def _fate(outcome: Outcome, now: float) -> Fate:
 
 def _status(reply: str, action: str) -> str:
     """The enhanced status of the reply, where it had one that fits the action; else the general one."""
-    general = "5.0.0" if action == FAILED else "4.0.0"
+    general = _GENERAL.get(action, "2.0.0")
     try:
         dotted = parse_rendered(reply).dotted
     except BadReply:
         return general
-    return dotted if dotted[0] in "45" else general
+    return dotted if (dotted[0] == "2") == (general[0] == "2") else general

@@ -37,8 +37,8 @@ from polarismail.relay.settings import RelaySettings
 from polarismail.relay.sites import Connect, Sites, Verdict
 from polarismail.relay.verdicts import describe, judge
 from polarismail.store.interfaces import Committed, Outcome, QueuedRecipient
-from polarismail.values.envelope import LOCAL, RecipientState
-from polarismail.values.reply import TRY_AGAIN, Reply, parse_rendered
+from polarismail.values.envelope import EXPANSION, LOCAL, RecipientState
+from polarismail.values.reply import ALIAS_EXPANDED, TRY_AGAIN, Reply, parse_rendered
 
 _SOON_SECONDS = 1.0
 """Least distance of two looks for due mail of which nothing came."""
@@ -183,7 +183,10 @@ class RelayManager(Service):
     def accepted(self, committed: Committed) -> None:
         """Fresh mail is on stable storage and ours: try it now. Where memory is full, it is left to the database."""
         self._accepted_at = self._reactor.seconds()
-        self._take_over(committed.recipients)
+        if committed.recipients:
+            self._take_over(committed.recipients)
+        else:  # held for the future: nobody's until then
+            self._wake_at(committed.message.options.hold_until)
 
     def operator_changed(self, action: str = "", recipients: Sequence[tuple[str, int]] | None = None) -> None:
         """An operator retries, holds or deletes these (queue id, number): what of them waits in memory is let go, and
@@ -285,6 +288,9 @@ class RelayManager(Service):
             if recipient.next_hop == LOCAL:
                 self._maildrops.put(recipient)
                 continue
+            if recipient.next_hop == EXPANSION:
+                self._settle_local([Outcome(recipient, RecipientState.EXPANDED, str(ALIAS_EXPANDED))])
+                continue
             item, next_hop = Item(recipient, self._reactor.seconds()), recipient.next_hop
             waiting = self._finding.get(next_hop)
             if waiting is not None:
@@ -348,6 +354,7 @@ class RelayManager(Service):
                 settings=self.settings.schedule,
                 is_explicit=verdict.is_explicit,
                 is_final=verdict.is_final,
+                passes_dsn=verdict.passes_dsn,
             )
             waited = max(0.0, seconds - item.since - verdict.sending_seconds)
             self._record_event(*describe(outcome, now, waited, verdict.sending_seconds))

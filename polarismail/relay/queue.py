@@ -123,12 +123,73 @@ class Hand:
         return list(self._newest.values())
 
 
-class ReadyQueue:
-    """Items for one site, grouped by message; new mail first, and in either class what came first."""
+_PATIENCE = 8
+"""So many messages go before one that came earlier, because of their priority; then it is its turn."""
+
+
+class _Line:
+    """Messages of one class by priority (RFC 6710 §5.1): the highest first and in it what came first, but nobody starves."""
+
+    __slots__ = ("_ahead", "_by_priority")
 
     def __init__(self) -> None:
-        self._fresh: OrderedDict[str, deque[Item]] = OrderedDict()
-        self._retries: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._by_priority: dict[int, OrderedDict[str, deque[Item]]] = {}
+        self._ahead = 0  # messages that went before one that came earlier
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_priority.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_priority)
+
+    def put(self, item: Item) -> None:
+        message = item.recipient.message
+        groups = self._by_priority.get(message.options.priority)
+        if groups is None:
+            groups = self._by_priority[message.options.priority] = OrderedDict()
+        group = groups.get(message.queue_id)
+        if group is None:
+            group = groups[message.queue_id] = deque()
+        group.append(item)
+
+    def take(self, limit: int) -> list[Item]:
+        priority = next(iter(self._by_priority)) if len(self._by_priority) == 1 else self._choose()
+        groups = self._by_priority[priority]
+        queue_id, group = next(iter(groups.items()))
+        taken = [group.popleft() for _ in range(min(limit, len(group)))]
+        if not group:
+            del groups[queue_id]
+            if not groups:
+                del self._by_priority[priority]
+        return taken
+
+    def _choose(self) -> int:
+        highest = max(self._by_priority)
+        oldest = min(self._by_priority, key=self._since)
+        if oldest == highest or self._ahead >= _PATIENCE:
+            self._ahead = 0
+            return oldest
+        self._ahead += 1
+        return highest
+
+    def _since(self, priority: int) -> float:
+        return next(iter(self._by_priority[priority].values()))[0].since
+
+    def drop(self, queue_ids: Set[str] | None) -> list[Item]:
+        dropped: list[Item] = []
+        for priority, groups in list(self._by_priority.items()):
+            for queue_id in list(groups) if queue_ids is None else [each for each in groups if each in queue_ids]:
+                dropped.extend(groups.pop(queue_id))
+            if not groups:
+                del self._by_priority[priority]
+        return dropped
+
+
+class ReadyQueue:
+    """Items for one site, grouped by message; new mail first, in either class by priority, and then what came first."""
+
+    def __init__(self) -> None:
+        self._fresh, self._retries = _Line(), _Line()
         self._count = 0
 
     def __len__(self) -> int:
@@ -146,31 +207,19 @@ class ReadyQueue:
 
     def put(self, item: Item) -> None:
         """Append an item."""
-        groups = self._retries if item.recipient.attempts else self._fresh
-        group = groups.get(item.message.queue_id)
-        if group is None:
-            group = groups[item.message.queue_id] = deque()
-        group.append(item)
+        (self._retries if item.recipient.attempts else self._fresh).put(item)
         self._count += 1
 
     def take(self, limit: int) -> list[Item]:
         """The items of the next message, at most `limit`; what is left of it comes next. Empty where nothing waits."""
-        for groups in (self._fresh, self._retries):
-            if groups:
-                queue_id, group = next(iter(groups.items()))
-                taken = [group.popleft() for _ in range(min(limit, len(group)))]
-                if not group:
-                    del groups[queue_id]
-                self._count -= len(taken)
-                return taken
-        return []
+        line = self._fresh or self._retries
+        taken = line.take(limit) if line else []
+        self._count -= len(taken)
+        return taken
 
     def drop(self, queue_ids: Set[str] | None) -> list[Item]:
         """Remove and return the items of these messages; None: all of them."""
-        dropped: list[Item] = []
-        for groups in (self._fresh, self._retries):
-            for queue_id in list(groups) if queue_ids is None else [each for each in groups if each in queue_ids]:
-                dropped.extend(groups.pop(queue_id))
+        dropped = self._fresh.drop(queue_ids) + self._retries.drop(queue_ids)
         self._count -= len(dropped)
         return dropped
 

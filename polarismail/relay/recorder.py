@@ -7,7 +7,8 @@ Guarantees
     new may be tried, because a delivery that cannot be recorded is a duplicate to come (rule 4). A failure waits a
     moment for the other recipients of its message; were the process to die meanwhile, it is found again by trying.
 Never
-    A failure that is recorded without its DSN: where the DSN cannot be written, the failure becomes a deferral.
+    A failure that is recorded without its DSN: where the DSN cannot be written, the failure becomes a deferral. A success that
+    waits: what is delivered is recorded as delivered, with or without its DSN.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from polarismail.relay.queue import Hand
-from polarismail.relay.verdicts import needs_report
+from polarismail.relay.verdicts import is_owed_success, needs_report
 from polarismail.store.interfaces import Committed, Outcome, Submission
 from polarismail.values.envelope import RecipientState
 from polarismail.values.errors import Unavailable
@@ -80,7 +81,8 @@ class Recorder:
             queue_id = outcome.recipient.message.queue_id
             if hand.decided(queue_id):
                 closed.append(queue_id)
-            if needs_report(outcome):
+            # A success is recorded at once: what waits for company may be done again after a crash.
+            if needs_report(outcome) and not is_owed_success(outcome):
                 self._merging.setdefault(queue_id, []).append(outcome)
             else:
                 ready.append(outcome)
@@ -196,7 +198,7 @@ class Recorder:
                 raise
             except Exception:
                 self.log.failure("{queue_id}: its DSN cannot be written", queue_id=queue_id)
-                postponed |= {id(outcome) for outcome in about}
+                postponed |= {id(outcome) for outcome in about if not is_owed_success(outcome)}
                 continue
             if report is not None:
                 reports.append((queue_id, evolve(report, about=queue_id)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One connection to one address of a next hop: from `connect` over any number of transactions to `quit`.
 
-RFC 5321 §4.5.3.2 (time-outs), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 6152 (8BITMIME), RFC 1870 (SIZE).
+RFC 5321 §4.5.3.2 (time-outs), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 6152 (8BITMIME), RFC 1870 (SIZE), RFC 9422.
 
 Guarantees: `Session.send` fires with one reply for each recipient, whatever the next hop does; each wait has a deadline that
 dribbling octets do not move; content goes out as it is stored or not at all (what cannot be read to its end is never
@@ -34,21 +34,22 @@ from polarismail.relay.clients import (
     where,
 )
 from polarismail.relay.deadlines import NEVER, Deadline
+from polarismail.relay.looking import Read, has_utf8_fields, is_ascii
 from polarismail.relay.resumption import Resumption
 from polarismail.relay.transactions import (
     CONTENT_UNREADABLE,
+    HEADER_NEEDS_SMTPUTF8,
     INTERNAL_PROBLEM,
     RecipientPath,
+    needs_smtputf8,
     plan_recipients,
     plan_sender,
+    split_off,
     too_big,
 )
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.values.reply import Reply
-from polarismail.wire.smtp_client import Broken, SendContent, SmtpClient, Step, Transaction
-
-Read = Callable[[int, int], "Deferred[bytes]"]  # (offset, octets) -> octets
-
+from polarismail.wire.smtp_client import Broken, SendContent, SmtpClient, Step, Transaction, read_limits
 
 __all__ = ["ClientSettings", "ConnectFailed", "RemoteHost", "Session", "connect"]
 
@@ -92,7 +93,8 @@ async def connect(
 class Session(Protocol):
     """A connection that has introduced itself. One `send` at a time.
 
-    `tls` is e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384", or "". `transactions` counts those that were begun. `stale` is true when
+    `tls` is e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384", or "". `transactions` counts those that were begun; `max_transactions` and
+    `max_recipients` (of one) are what the next hop's LIMITS allow, and our own settings. `stale` is true when
     a connection that had been used before was lost before it answered anything of the next transaction: nothing of it
     can have been delivered, and a fresh connection may be tried at once.
     """
@@ -107,7 +109,9 @@ class Session(Protocol):
         self.tls = ""
         self._keeps: Resumption | None = None
         self.transactions = 0
+        self.max_recipients, self.max_transactions = settings.max_recipients, _UNLIMITED
         self.stale = False
+        self._max_domains: int | None = None
         self._settings, self._resumption = settings, resumption
         self._engine = SmtpClient(settings.hostname)
         self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
@@ -222,6 +226,10 @@ class Session(Protocol):
             answer = (await self._wait()).reply
         if not answer.is_positive:
             raise ConnectFailed(answer)
+        limits = read_limits(self._engine.extensions)
+        self.max_recipients = min(self._settings.max_recipients, limits.get("RCPTMAX", _UNLIMITED))
+        self.max_transactions = limits.get("MAILMAX", _UNLIMITED)
+        self._max_domains = limits.get("RCPTDOMAINMAX")
 
     async def _handshake(self, verify: bool) -> None:
         try:
@@ -280,12 +288,21 @@ class Session(Protocol):
     ) -> None:
         extensions = self._engine.extensions
         sender: bytes | Reply | None = too_big(message, extensions)
+        waiting: list[RecipientPath] = []
         if sender is None:
-            is_ascii = message.inline.isascii() if message.inline is not None else None
-            if is_ascii is None and "8BITMIME" not in extensions:
-                is_ascii = await self._is_ascii(message, read)
-            sender = plan_sender(message, extensions, is_ascii)
-        waiting = plan_recipients(recipients, verdicts)
+            plain = message.inline.isascii() if message.inline is not None else None
+            if plain is None and "8BITMIME" not in extensions:
+                plain = await is_ascii(message, read, self._settings.piece_octets)
+            utf8 = "SMTPUTF8" in extensions and needs_smtputf8(message, recipients)
+            if (
+                message.smtputf8
+                and not (utf8 or plain)
+                and await has_utf8_fields(message, read, self._settings.piece_octets)
+            ):
+                sender = HEADER_NEEDS_SMTPUTF8
+            else:
+                sender = plan_sender(message, extensions, plain, utf8=utf8)
+                waiting = plan_recipients(recipients, verdicts, extensions, utf8=utf8)
         if isinstance(sender, Reply):
             _decide_rest(verdicts, sender)
             return
@@ -293,7 +310,7 @@ class Session(Protocol):
             if not self.usable:
                 _decide_rest(verdicts, local_reply(4, 4, 2, "The connection is not usable any more"))
                 return
-            group, waiting = waiting[: self._settings.max_recipients], waiting[self._settings.max_recipients :]
+            group, waiting = split_off(waiting, self.max_recipients, self._max_domains)
             transaction = Transaction(sender, [path.octets for path in group])
             await self._run(transaction, message, read)
             again: list[RecipientPath] = []
@@ -452,18 +469,6 @@ class Session(Protocol):
         self._ready = False
         self._settle(Failure(ConnectFailed(self._engine.lost(reply).reply)))
 
-    async def _is_ascii(self, message: QueuedMessage, read: Read) -> bool:
-        """Look at stored content, for a next hop without 8BITMIME only."""
-        offset = 0
-        while offset < message.size:
-            piece = await read(offset, self._settings.piece_octets)
-            if not piece:
-                raise EOFError(f"content ends at {offset} of {message.size} octets")
-            if not piece.isascii():
-                return False
-            offset += len(piece)
-        return True
-
     def _where(self) -> str:
         return "while sending the content" if self._streaming else where(self._engine.expects)
 
@@ -484,6 +489,7 @@ class Session(Protocol):
         self.abort()
 
 
+_UNLIMITED = 1_000_000
 # A 452 with one of these speaks of the transaction, not of the recipient.
 _TOO_MANY = (None, (4, 5, 3))
 

@@ -48,6 +48,7 @@ class Verdict:
     is_explicit: bool = False
     is_final: bool | None = None
     sending_seconds: float = 0.0
+    passes_dsn: bool = False  # the host was told what NOTIFY asks
 
 
 @define(eq=False)
@@ -257,7 +258,7 @@ class Sites:
                         break
                     site.sessions.add(session)
                     continue  # while it connected, much may have changed
-                items = site.queue.take(self.settings.recipients_per_transaction)
+                items = site.queue.take(min(self.settings.recipients_per_transaction, session.max_recipients))
                 if items:
                     await self._send(site, session, items)
                 elif self._is_starved or not await self._wait(site):
@@ -271,7 +272,9 @@ class Sites:
             self._left(site)
 
     def _may_serve(self, session: Session) -> bool:
-        return session.usable and session.transactions < self.settings.messages_per_connection
+        return session.usable and session.transactions < min(
+            self.settings.messages_per_connection, session.max_transactions
+        )
 
     async def _leave(self, site: Site, session: Session) -> None:
         """Say goodbye; the connection counts until it is gone."""
@@ -417,7 +420,16 @@ class Sites:
                     verdicts.append(reply)
         if decided:
             took = max(0.0, self._reactor.seconds() - began)
-            self._settle(Verdict(decided, verdicts, session.describe(), destination.is_explicit, sending_seconds=took))
+            self._settle(
+                Verdict(
+                    decided,
+                    verdicts,
+                    session.describe(),
+                    destination.is_explicit,
+                    sending_seconds=took,
+                    passes_dsn="DSN" in session.extensions,
+                )
+            )
         if is_taken:
             self._staff(site)
 

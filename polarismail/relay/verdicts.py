@@ -11,7 +11,7 @@ from typing import Any
 from polarismail.relay.classify import classify, is_failure
 from polarismail.relay.schedule import ScheduleSettings, next_attempt, should_warn
 from polarismail.store.interfaces import Outcome, QueuedRecipient
-from polarismail.values.envelope import RecipientState
+from polarismail.values.envelope import NO_DSN_REQUEST, RecipientState
 from polarismail.values.reply import Reply
 
 _EVENTS = {
@@ -25,6 +25,7 @@ _EVENTS = {
 
 _QUEUED = RecipientState.QUEUED
 _REPORTED = (RecipientState.FAILED, RecipientState.EXPIRED)
+_SUCCESSES = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.EXPANDED)
 
 
 def judge(
@@ -37,14 +38,15 @@ def judge(
     settings: ScheduleSettings,
     is_explicit: bool = False,
     is_final: bool | None = None,
+    passes_dsn: bool = False,
 ) -> Outcome:
     """What became of one attempt.
 
     `is_explicit`: the route is the operator's (see `classify.is_failure`). `is_final=False`: the reply is about a
-    connection, not about the mail; not even a 5yz fails it.
+    connection, not about the mail; not even a 5yz fails it. `passes_dsn`: the next hop was told what NOTIFY asks.
     """
     if reply.is_positive:
-        return Outcome(recipient, RecipientState.RELAYED, str(reply), remote=remote)
+        return Outcome(recipient, RecipientState.RELAYED, str(reply), remote=remote, passed_dsn=passes_dsn)
     if is_failure(reply, explicit_route=is_explicit) if is_final is None else (is_final and reply.is_permanent):
         return Outcome(recipient, RecipientState.FAILED, str(reply), remote=remote)
     due = next_attempt(
@@ -52,13 +54,29 @@ def judge(
     )
     if due is None:
         return Outcome(recipient, RecipientState.EXPIRED, str(reply), remote=remote)
-    warn = should_warn(recipient.message.created, now, warned=recipient.warned, settings=settings)
+    warn = should_warn(recipient.message.released, now, warned=recipient.warned, settings=settings)
     return Outcome(recipient, RecipientState.QUEUED, str(reply), next_attempt=due, remote=remote, warned=warn)
 
 
 def needs_report(outcome: Outcome) -> bool:
-    """Whether the sender must hear of it: a failure, an expiry, a long delay; never behind a null reverse-path."""
-    return (outcome.warned or outcome.state in _REPORTED) and outcome.recipient.message.reverse_path is not None
+    """Whether the sender must hear of it: a failure, an expiry, a long delay, a success where NOTIFY asks for it; never
+    behind a null reverse-path."""
+    if outcome.warned or outcome.state in _REPORTED:
+        return outcome.recipient.message.reverse_path is not None
+    # Nearly every outcome ends here: the mail that asks for nothing.
+    return outcome.recipient.dsn is not NO_DSN_REQUEST and is_owed_success(outcome)
+
+
+def is_owed_success(outcome: Outcome) -> bool:
+    """Whether this is a success that only we can report (RFC 3461 §5.2.2, §5.2.3): delivered here, expanded here, or relayed to
+    one who knows nothing of DSN."""
+    recipient = outcome.recipient
+    return (
+        outcome.state in _SUCCESSES
+        and not outcome.passed_dsn
+        and recipient.dsn.wants("SUCCESS")
+        and recipient.message.reverse_path is not None
+    )
 
 
 def describe(outcome: Outcome, now: float, waited: float = 0.0, sending: float = 0.0) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.store.statements import parse_stored_mailbox, parse_stored_path, render_path
-from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest
+from polarismail.values.envelope import NO_DSN_REQUEST, NO_OPTIONS, DsnRequest, MailOptions, stored_options
 
 _MOST_CONTENT_OCTETS = 8 * 1024 * 1024
 """Of one frame; what is beyond is read from the spool."""
@@ -36,7 +36,7 @@ def wrap(recipients: Sequence[QueuedRecipient], hops: int) -> bytes:
             messages[message.queue_id] = [
                 message.queue_id, render_path(message.reverse_path), message.created, message.size, message.account_id,
                 message.ret, message.envid, message.body, message.smtputf8, None if inline is None else len(inline),
-                message.recipient_count, message.storage,
+                message.recipient_count, message.storage, _wrap_options(message.options),
             ]  # fmt: skip
         rows.append(
             [
@@ -54,17 +54,17 @@ def unwrap(octets: bytes) -> tuple[list[QueuedRecipient], int]:
     at = 4 + int.from_bytes(octets[:4], "big")
     header = json.loads(octets[4:at])
     messages: dict[str, QueuedMessage] = {}
-    for queue_id, path, created, size, account, ret, envid, body, smtputf8, length, count, storage in header[
-        "messages"
-    ]:
+    for row in header["messages"]:
+        queue_id, path, created, size, account, ret, envid, body, smtputf8, length, count, storage, kept = row
         inline = None
         if length is not None:
             inline = octets[at : at + length]
             at += length
         reverse_path = parse_stored_path(path)
         messages[queue_id] = QueuedMessage(
-            queue_id, reverse_path, created, size, account, ret, envid, body, smtputf8, inline, count, storage
-        )
+            queue_id, reverse_path, created, size, account, ret, envid, body, smtputf8, inline, count, storage,
+            stored_options(*kept) if kept else NO_OPTIONS,
+        )  # fmt: skip
     found = []
     for row in header["recipients"]:
         (
@@ -92,3 +92,9 @@ def unwrap(octets: bytes) -> tuple[list[QueuedRecipient], int]:
             )
         )  # fmt: skip
     return found, header["hops"]
+
+
+def _wrap_options(options: MailOptions) -> list[float] | None:
+    if options is NO_OPTIONS:
+        return None
+    return [options.flags, options.priority, options.hold_until, options.deliver_by]

@@ -76,8 +76,9 @@ class DeliveryReception:
 
         self._makers = {}
         try:
+            # The contract's Address is ASCII: its listeners do not offer SMTPUTF8 unless somebody wants these refusals.
             origin = Address(str(mail.reverse_path or ""))
-        except AddressError:
+        except (AddressError, UnicodeError):
             return succeed(NOT_EXPRESSIBLE)
         d = maybeDeferred(self._delivery.validateFrom, _helo(facts), origin)
         return d.addCallbacks(lambda _: SENDER_OK, self._refusal)
@@ -90,7 +91,7 @@ class DeliveryReception:
 
         try:
             user = User(str(rcpt.forward_path), _helo(facts), None, str(envelope.reverse_path or ""))
-        except AddressError:
+        except (AddressError, UnicodeError):
             return succeed((NOT_EXPRESSIBLE, ()))
         d = maybeDeferred(self._delivery.validateTo, user)
 

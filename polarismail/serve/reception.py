@@ -22,6 +22,7 @@ from polarismail.message.trace import delivery_fields, received_field
 from polarismail.policy.identity import check_identity
 from polarismail.policy.relaying import check_recipient, expand_recipient
 from polarismail.policy.verdict import Accept, Reject, Verdict
+from polarismail.policy.wishes import WishSettings, grant
 from polarismail.serve.incoming import IncomingDraft
 from polarismail.store.interfaces import (
     Account,
@@ -33,7 +34,7 @@ from polarismail.store.interfaces import (
     Submission,
 )
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
@@ -64,6 +65,7 @@ class ReceptionSettings:
     check_reverse_path: bool = True  # whoever has logged in sends under addresses of the account (HOSTILE A3)
     check_from: bool = False  # the address in From as well
     check_headers: bool = True  # a header section with defects is refused from who has logged in (HOSTILE 4)
+    wishes: WishSettings = field(factory=WishSettings)
 
 
 @define
@@ -90,8 +92,11 @@ class Reception:
         self.account = account
         self._desk = desk
 
-    def check_mail(self, facts: SessionFacts, mail: Any) -> Reply | Deferred[Reply]:
-        """Whether this reverse-path may begin a transaction: any from a stranger, one of its own from an account."""
+    def check_mail(
+        self, facts: SessionFacts, mail: Any
+    ) -> Reply | tuple[Reply, MailOptions] | Deferred[Reply | tuple[Reply, MailOptions]]:
+        """Whether this reverse-path may begin a transaction (any from a stranger, one of its own from an account), and what
+        of its wishes is granted."""
         account, reverse_path = self.account, mail.reverse_path
         if (
             account is None
@@ -99,7 +104,7 @@ class Reception:
             or reverse_path == account.address
             or not self._desk.settings.check_reverse_path
         ):
-            return SENDER_OK
+            return SENDER_OK if mail.wishes is None else self._grant(facts, mail)
         judged = self._judge_identity(reverse_path, account)
         if isinstance(judged, Deferred):
             return judged.addCallback(self._mail_judged, facts, mail).addErrback(self._unavailable, TRY_AGAIN)
@@ -127,7 +132,7 @@ class Reception:
             only = recipients[0]
 
             def front(queue_id: str) -> tuple[bytes, bytes]:
-                trace = received_field(facts, self._desk.hostname, queue_id, only.original, self._desk.now())
+                trace = self._received(facts, envelope, queue_id, only.original, self._desk.now())
                 return delivery_fields(envelope.reverse_path, only.forward_path), trace
 
             draft = spool.draft(front)
@@ -155,11 +160,34 @@ class Reception:
             return resolution.addCallback(check_identity, account)
         return check_identity(resolution, account)
 
-    def _mail_judged(self, verdict: Verdict, facts: SessionFacts, mail: Any) -> Reply:
+    def _mail_judged(self, verdict: Verdict, facts: SessionFacts, mail: Any) -> Reply | tuple[Reply, MailOptions]:
         if isinstance(verdict, Accept):
-            return SENDER_OK
+            return SENDER_OK if mail.wishes is None else self._grant(facts, mail)
         self._record_refusal(facts, Envelope(mail.reverse_path, ()), verdict.reply, "mail")
         return verdict.reply
+
+    def _grant(self, facts: SessionFacts, mail: Any) -> Reply | tuple[Reply, MailOptions]:
+        desk = self._desk
+        reply, options = grant(
+            mail.wishes, is_known=self.account is not None, now=desk.now(), settings=desk.settings.wishes
+        )
+        if options is None:
+            self._record_refusal(facts, Envelope(mail.reverse_path, ()), reply, "mail")
+            return reply
+        return reply, options
+
+    def _received(
+        self, facts: SessionFacts, envelope: Envelope, queue_id: str, recipient: Mailbox | None, now: float
+    ) -> bytes:
+        return received_field(
+            facts,
+            self._desk.hostname,
+            queue_id,
+            recipient,
+            now,
+            smtputf8=envelope.smtputf8,
+            priority=envelope.options.priority,
+        )
 
     def _check_header_section(self, envelope: Envelope, draft: IncomingDraft) -> Reply | None:
         found = draft.inspection()
@@ -194,9 +222,8 @@ class Reception:
             self._record_refusal(facts, envelope, problem, "end-of-data")
             return succeed(problem)
         desk = self._desk
-        now = desk.now()
         only = envelope.recipients[0].original if len(envelope.recipients) == 1 else None
-        trace = draft.trace or received_field(facts, desk.hostname, draft.queue_id, only, now)
+        trace = draft.trace or self._received(facts, envelope, draft.queue_id, only, desk.now())
         done = desk.spool.commit(Submission(draft=draft.draft, envelope=envelope, facts=facts, trace=trace))
         return done.addCallbacks(self._committed, self._doubtful, (facts, envelope, draft, end.bare), {}, (draft,), {})
 
@@ -245,10 +272,12 @@ class Reception:
             "listener": facts.listener,
             "reverse_path": str(message.reverse_path or ""),
             "size": message.size,
-            "recipients": len(result.recipients),
+            "recipients": message.recipient_count,
         }
         if facts.account:
             fields["account"] = facts.account
+        if message.options is not NO_OPTIONS:
+            fields |= _granted(message.options)
         if bare:
             fields["bare_line_ends"] = bare
         defects = draft.inspection().defects
@@ -295,3 +324,9 @@ class Reception:
                 "reply": str(reply),
             },
         )
+
+
+def _granted(options: MailOptions) -> dict[str, Any]:
+    """What an operator may want to know of it (RFC 6710 §4.1)."""
+    known = {"priority": options.priority, "hold_until": options.hold_until}
+    return {name: value for name, value in known.items() if value}

@@ -10,7 +10,7 @@ RFC 5321 §4.1, HOSTILE F12.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -93,7 +93,7 @@ class SmtpSession(TransactionConversation):
         if event.verb == "HELO":
             return self._answer_junk(self._context.helo_reply)
         return self._answer_junk(
-            self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}")
+            self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}", time())
         )
 
     def _do_rset(self, event: smtp_events.Rset) -> Deferred[None] | None:

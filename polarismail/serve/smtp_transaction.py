@@ -22,7 +22,7 @@ from polarismail.serve.smtp_login import LoginConversation
 from polarismail.store.interfaces import IDraft
 from polarismail.values import reply as replies
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import Envelope, Recipient
+from polarismail.values.envelope import NO_OPTIONS, Envelope, MailOptions, Recipient
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import Reply
 from polarismail.wire import smtp_events
@@ -38,6 +38,7 @@ class TransactionConversation(LoginConversation):
         self._mail: smtp_events.Mail | None = None
         self._recipients: dict[Mailbox, Recipient] = {}  # by forward-path: aliases may lead to the same one twice
         self._envelope = _NO_ENVELOPE
+        self._options = NO_OPTIONS
         self._draft: IDraft | None = None
         self._draft_failed = self._no_room = False
 
@@ -54,7 +55,14 @@ class TransactionConversation(LoginConversation):
     def _check_mail(self, event: smtp_events.Mail) -> Deferred[None] | None:
         return then(self._reception.check_mail(self._facts, event), self._mail_checked, event)
 
-    def _mail_checked(self, reply: Reply, event: smtp_events.Mail) -> Deferred[None] | None:
+    def _mail_checked(
+        self, result: Reply | tuple[Reply, MailOptions], event: smtp_events.Mail
+    ) -> Deferred[None] | None:
+        if type(result) is tuple:
+            reply, self._options = result
+        else:
+            assert isinstance(result, Reply)
+            reply, self._options = result, NO_OPTIONS
         if reply.is_positive:
             self._mail = event
             self._recipients = {}
@@ -71,6 +79,7 @@ class TransactionConversation(LoginConversation):
             mail.body,
             mail.smtputf8,
             self._account_id(),
+            self._options,
         )
 
     def _do_rcpt(self, event: smtp_events.Rcpt) -> Deferred[None] | None:

@@ -19,6 +19,7 @@ from polarismail.store.content import CHUNKS, INLINE, Draft
 from polarismail.store.dialects import is_lost
 from polarismail.store.interfaces import Committed, Effect, QueuedMessage, QueuedRecipient, Refused, Submission
 from polarismail.store.statements import Driver, Statements, render_facts, render_path
+from polarismail.values.envelope import NO_OPTIONS
 from polarismail.values.errors import Unavailable
 from polarismail.values.reply import Reply
 
@@ -30,9 +31,11 @@ class Accept:
         "about",
         "committed",
         "effects",
+        "held",
         "incarnation",
         "message",
         "number",
+        "options",
         "owner",
         "recipients",
         "storage",
@@ -52,7 +55,17 @@ class Accept:
         size = len(trace) + draft.size
         count = len(envelope.recipients)
         life = expires_seconds if submission.expires_seconds is None else submission.expires_seconds
-        expires = now + life
+        options, due = envelope.options, now
+        self.options: tuple[Any, ...] | None = None
+        self.held = False
+        if options is not NO_OPTIONS:
+            self.options = (
+                options.flags, options.priority, options.hold_until, options.deliver_by, draft.number
+            )  # fmt: skip
+            if options.hold_until > now:
+                # Nobody's until then: found by the index of what is due, after a restart as well.
+                self.held, due, owner = True, options.hold_until, 0
+        expires = due + life
         message = QueuedMessage(
             draft.queue_id,
             envelope.reverse_path,
@@ -66,6 +79,7 @@ class Accept:
             inline,
             count,
             self.storage,
+            options,
         )
         self.message: tuple[Any, ...] = (
             draft.number,
@@ -96,23 +110,24 @@ class Accept:
                     dsn.orcpt,
                     dsn.notify,
                     recipient.next_hop,
-                    now,
+                    due,
                     expires,
                     owner,
                 )
             )
             queued.append(
                 QueuedRecipient(
-                    message, at, path, original, recipient.next_hop, recipient.account_id, 0, now, expires, 0, dsn
+                    message, at, path, original, recipient.next_hop, recipient.account_id, 0, due, expires, 0, dsn
                 )
             )
         self.recipients = rows
-        self.committed = Committed(message, tuple(queued))
+        self.committed = Committed(message, () if self.held else tuple(queued))
 
     def belong_to(self, owner: int) -> None:
         """Change the owner: the process has joined anew since."""
         self.owner = owner
-        self.recipients = [(*row[:-1], owner) for row in self.recipients]
+        if not self.held:
+            self.recipients = [(*row[:-1], owner) for row in self.recipients]
 
 
 class RefusedByEffect(Exception):
@@ -169,6 +184,8 @@ class AcceptLane:
         """The rows of several messages. Raises what the driver raises."""
         driver.run_rows(self._statements.insert_message, [accept.message for accept in accepts])
         driver.run_rows(self._statements.insert_recipient, [row for accept in accepts for row in accept.recipients])
+        # Beside the insert, so that the messages without any pay nothing for their columns.
+        driver.run_many(self._statements.set_options, [accept.options for accept in accepts if accept.options])
 
     def insert(self, connection: Connection, accept: Accept) -> Committed:
         """The rows of one message, and its effects. Raises RefusedByEffect, Unavailable, or what the driver raises."""

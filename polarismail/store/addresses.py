@@ -3,12 +3,13 @@
 
 Guarantees: a bounded amount of work for any address, however aliases refer to each other: loops are cut, and one that
 leads to more than 100 targets is an error of ours ("try again", and a line in the log), because leaving some out would
-lose mail. Names are compared in lower case, domains as A-labels; nothing that a client sends becomes a path.
-RFC 5321 §2.4 (case), §3.9 (aliases), §4.5.1 (Postmaster); RFC 5233 (detail).
+lose mail. Names are compared in lower case, beyond ASCII case-folded and composed (NFC), domains as A-labels; nothing that a
+client sends becomes a path. RFC 5321 §2.4 (case), §3.9 (aliases), §4.5.1 (Postmaster); RFC 5233 (detail); RFC 6531 (UTF-8).
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,8 +65,16 @@ def name_of(mailbox: Mailbox) -> Name | None:
         except BadAddress:
             return None
     local = mailbox.local
-    # Accounts and aliases have printable ASCII names. This also keeps NUL and lone surrogates away from the database.
-    return Name(local.lower() if local.isascii() and local.isprintable() else "", domain.lower())
+    # Accounts and aliases have printable names. This also keeps NUL and lone surrogates away from the database.
+    return Name(fold_local(local) if local.isprintable() else "", domain.lower())
+
+
+def fold_local(local: str) -> str:
+    """A local part as it is compared here. What is stored for other hosts, and said to them, stays as it came."""
+    if local.isascii():
+        return local.lower()
+    # Caseless matching as Unicode has it (D145), in the form that people type.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", local).casefold())
 
 
 def login_name(text: str) -> Name | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select, tuple_, update
+from sqlalchemy import Connection, exists, func, select, tuple_, update
 
 from polarismail.store import schema
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
@@ -21,7 +21,7 @@ from polarismail.store.statements import (
     parse_stored_mailbox,
     parse_stored_path,
 )
-from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, render_queue_id
+from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, render_queue_id, stored_options
 
 _messages, _recipients = schema.messages.c, schema.recipients.c
 _AT_ONCE = 500  # bound parameters of one IN
@@ -31,6 +31,7 @@ CLAMPED_AT_ONCE = 2000
 _MESSAGE_COLUMNS = (
     _messages.id, _messages.reverse_path, _messages.created, _messages.size, _messages.account_id, _messages.ret,
     _messages.envid, _messages.body, _messages.smtputf8, _messages.recipient_count, _messages.storage,
+    _messages.flags, _messages.priority, _messages.hold_until, _messages.deliver_by,
 )  # fmt: skip
 
 
@@ -57,12 +58,14 @@ def claim(connection: Connection, owner: int, now: float, limit: int) -> list[Qu
 
 def clamp(connection: Connection, now: float, longest_wait_seconds: float) -> bool:
     """Make due at once what would wait longer than anybody waits: its time is of a clock that was ahead (HOSTILE E5).
+    What is held for the future (RFC 4865) has its time from its sender, and keeps it.
 
     Some thousand at a time, so that no transaction is long; returns whether there may be more.
     """
+    is_held = exists().where(_messages.id == _recipients.message_id, _messages.hold_until >= _recipients.next_attempt)
     beyond = (
         select(_recipients.message_id, _recipients.number)
-        .where(IS_QUEUED, IS_UNOWNED, _recipients.next_attempt > now + longest_wait_seconds)
+        .where(IS_QUEUED, IS_UNOWNED, _recipients.next_attempt > now + longest_wait_seconds, ~is_held)
         .order_by(_recipients.next_attempt)
         .limit(CLAMPED_AT_ONCE)
         .with_for_update(skip_locked=True)
@@ -145,6 +148,7 @@ def read_messages(connection: Connection, numbers: Iterable[int]) -> dict[int, Q
                 smtputf8=row.smtputf8,
                 recipient_count=row.recipient_count,
                 storage=row.storage,
+                options=stored_options(row.flags, row.priority, row.hold_until, row.deliver_by),
             )
     return found
 

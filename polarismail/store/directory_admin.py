@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ from polarismail.store.addresses import (
     Name,
     account_of,
     account_select,
+    fold_local,
     name_of,
     parse_targets,
 )
@@ -37,6 +39,7 @@ from polarismail.values.errors import AccountError, BadAddress, Unavailable
 
 # Of RFC 5321's atoms, without those that a shell, a path or a pattern would read: / % * ! ` | and others.
 _LOCAL_PART = re.compile(r"[a-z0-9_][a-z0-9_&'+=~#-]*(?:\.[a-z0-9_&'+=~#-]+)*")
+_PLAIN = {"L": "x", "N": "x", "M": "-"}  # what a letter, a digit and a mark beyond ASCII are judged as
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_MAILDIR = 1024
 _MAX_ID = 2**32 - 2  # (uid_t) -1 means "leave it"
@@ -252,6 +255,14 @@ def _parse_own_domain(text: str) -> str:
         raise AccountError(f"{_shown(text)} is no domain: {problem}") from problem
 
 
+def _is_name(local: str) -> bool:
+    """Beyond ASCII: letters, marks and digits of any script (RFC 6531 §3.3)."""
+    plain = "".join(
+        letter if letter.isascii() else _PLAIN.get(unicodedata.category(letter)[0], "/") for letter in local
+    )
+    return _LOCAL_PART.fullmatch(plain) is not None
+
+
 def _domain_row(connection: Connection, name: str) -> Any:
     domain = _parse_own_domain(name)
     row = connection.execute(select(domains).where(domains.c.name == domain)).first()
@@ -264,10 +275,11 @@ def _parse_own_address(connection: Connection, address: str) -> tuple[str, Any]:
     local, at, domain = address.strip().rpartition("@")
     if not at:
         raise AccountError(f"{_shown(address)} is no address: expected local@domain")
-    local = local.lower()
-    if len(local) > MAX_LOCAL_OCTETS or not _LOCAL_PART.fullmatch(local):
+    local = fold_local(local)
+    if len(local.encode("utf-8", "replace")) > MAX_LOCAL_OCTETS or not _is_name(local):
         raise AccountError(
-            f"{_shown(local)} cannot be a name here: expected up to {MAX_LOCAL_OCTETS} of a-z 0-9 . _ - + = & ' ~ #"
+            f"{_shown(local)} cannot be a name here: expected up to {MAX_LOCAL_OCTETS} octets of letters, digits and"
+            " . _ - + = & ' ~ #"
         )
     return local, _domain_row(connection, domain)
 
@@ -275,8 +287,6 @@ def _parse_own_address(connection: Connection, address: str) -> tuple[str, Any]:
 def _parse_target(text: str) -> Mailbox:
     try:
         target = Mailbox.parse(text.strip())
-        if not target.local.isascii():
-            raise BadAddress("its local part is not ASCII, and SMTPUTF8 is not spoken here")
         return Mailbox(target.local, target.domain_ascii)
     except BadAddress as problem:
         raise AccountError(f"{_shown(text)} is no address to send to: {problem}") from problem

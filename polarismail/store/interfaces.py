@@ -15,7 +15,16 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, Envelope, RecipientState, ReversePath, SessionFacts
+from polarismail.values.envelope import (
+    NO_DSN_REQUEST,
+    NO_OPTIONS,
+    DsnRequest,
+    Envelope,
+    MailOptions,
+    RecipientState,
+    ReversePath,
+    SessionFacts,
+)
 from polarismail.values.reply import Reply
 
 
@@ -36,6 +45,12 @@ class QueuedMessage:
     """All octets (trace + content, CRLF line ends), where they are at hand: a small message just accepted. Else None."""
     recipient_count: int = 0  # at the time of accepting; for the store's own use, as is `storage`
     storage: int = 0
+    options: MailOptions = NO_OPTIONS
+
+    @property
+    def released(self) -> float:
+        """When it could first be delivered."""
+        return max(self.created, self.options.hold_until)
 
 
 @frozen
@@ -88,11 +103,13 @@ class Outcome:
     next_attempt: float = 0.0
     remote: str = ""  # "mx.example.org[192.0.2.1]:25", "local", ""
     warned: bool = False  # a delay DSN is among the reports
+    passed_dsn: bool = False  # RELAYED, and the next hop answers for what NOTIFY asks
 
 
 @frozen
 class Committed:
-    """The message is on stable storage, and its recipients belong to this process."""
+    """The message is on stable storage, and its recipients belong to this process; those of a message that is held for the
+    future belong to nobody, and are not among `recipients`."""
 
     message: QueuedMessage
     recipients: tuple[QueuedRecipient, ...]
@@ -162,7 +179,7 @@ class ISpool(Interface):
         """Due recipients (QUEUED, next_attempt <= now, owned by nobody alive), oldest due first; they are ours now.
 
         Nobody waits longer than `longest_wait_seconds`: where the clock was put back, what was to wait for hours or years
-        of the old time is due now (HOSTILE E5)."""
+        of the old time is due now (HOSTILE E5). What its sender wants to be held waits until then all the same."""
 
     def next_due() -> Deferred[float | None]:
         """When the next unclaimed recipient is due, in seconds since 1970; None when none waits."""

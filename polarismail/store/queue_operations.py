@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, delete, func, or_, select, tuple_, update
 from twisted.internet.defer import Deferred, succeed
 
 from polarismail.store import claims, schema
@@ -144,9 +144,11 @@ class QueueOperations:
     # -- changing; each fires with the number of recipients that changed
 
     def retry(self, chosen: QueueFilter) -> Deferred[int]:
-        """Make what is queued due now; what somebody has in hand is being tried already."""
-        conditions = [_recipients.state == RecipientState.QUEUED, _recipients.owner == 0]
-        return self._changing("retry", chosen, conditions, {"next_attempt": self._now()})
+        """Make what is queued due now; what somebody has in hand is being tried already, and what is held for the future is
+        not to be delivered sooner."""
+        now = self._now()
+        conditions = [_recipients.state == RecipientState.QUEUED, _recipients.owner == 0, _messages.hold_until <= now]
+        return self._changing("retry", chosen, conditions, {"next_attempt": now})
 
     def hold(self, chosen: QueueFilter) -> Deferred[int]:
         """Keep what is queued from being tried again, until `unhold`."""
@@ -155,8 +157,11 @@ class QueueOperations:
         )
 
     def unhold(self, chosen: QueueFilter) -> Deferred[int]:
-        """Queue again what is on hold, due now."""
-        values = {"state": int(RecipientState.QUEUED), "next_attempt": self._now()}
+        """Queue again what is on hold, due now, or when its sender wants it to be released."""
+        now = self._now()
+        release = select(_messages.hold_until).where(_messages.id == _recipients.message_id).scalar_subquery()
+        due = case((release > now, release), else_=now)
+        values = {"state": int(RecipientState.QUEUED), "next_attempt": due}
         return self._changing("unhold", chosen, [_recipients.state == RecipientState.HELD], values)
 
     def delete(self, chosen: QueueFilter) -> Deferred[int]:

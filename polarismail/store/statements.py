@@ -136,6 +136,18 @@ class Statements:
         }
         self.insert_message = RowsStatement(_insert_rows(messages, _MESSAGE_COLUMNS), dialect)
         self.insert_recipient = RowsStatement(_insert_rows(recipients, _RECIPIENT_COLUMNS), dialect)
+        self.set_options = Statement(
+            update(messages)
+            .where(_messages.id == bindparam("key"))
+            .values(
+                flags=bindparam("new_flags"),
+                priority=bindparam("new_priority"),
+                hold_until=bindparam("new_hold_until"),
+                deliver_by=bindparam("new_deliver_by"),
+            ),
+            dialect,
+            ("new_flags", "new_priority", "new_hold_until", "new_deliver_by", "key"),
+        )
         # The last recipient of its message, or all of them in one group: row by row, fenced, then the message.
         self.delete_recipient = RowsStatement(
             _delete_rows(

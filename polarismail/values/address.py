@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Addresses of the envelope: one strict parser, and a value whose parts are what is stored and judged.
 
-RFC 5321 §4.1.2 (grammar), §4.1.3 (address literals), §4.5.3.1 (sizes); RFC 5891 (A-labels). The local part is opaque:
-`%`, `!` and a quoted `@` are plain characters and never route anything (HOSTILE A1). Nothing here is lenient, because the
-relay decision is taken on what this parser returns.
+RFC 5321 §4.1.2 (grammar), §4.1.3 (address literals), §4.5.3.1 (sizes); RFC 5891 (A-labels); RFC 6531 §3.3 (UTF-8). The
+local part is opaque: `%`, `!` and a quoted `@` are plain characters and never route anything (HOSTILE A1). Nothing here is
+lenient, because the relay decision is taken on what this parser returns.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from attrs import frozen
 from polarismail.values.errors import BadAddress
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
-_DOT_STRING = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]+(?:\.[{_ATEXT}\u0080-\U0010ffff]+)*")
-_QUOTED_STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]|\\[\x20-\x7e])*)"')
+# RFC 6531 §3.3, without what ends a line or turns one around somewhere: C1 controls, line and paragraph separators, surrogates.
+_BEYOND = r"\u00a0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff"
+_DOT_STRING = re.compile(rf"[{_ATEXT}{_BEYOND}]+(?:\.[{_ATEXT}{_BEYOND}]+)*")
+_QUOTED_STRING = re.compile(rf'"((?:[\x20\x21\x23-\x5b\x5d-\x7e{_BEYOND}]|\\[\x20-\x7e])*)"')
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _ESCAPED = re.compile(r"\\(.)")
 _AT_DOMAIN = re.compile(r"@[^,:@<>\s]+(?:,@[^,:@<>\s]+)*:")
@@ -60,6 +62,11 @@ class Mailbox:
     def domain_ascii(self) -> str:
         """The domain in A-labels."""
         return self.domain if self.domain.isascii() else to_ascii(self.domain)
+
+    @property
+    def in_ascii(self) -> Mailbox:
+        """The same mailbox with its domain in A-labels; what is beyond ASCII in the local part has no other form."""
+        return self if self.domain.isascii() else Mailbox(self.local, to_ascii(self.domain))
 
     def __str__(self) -> str:
         """As it stands in a path, quoted where it must be."""

@@ -23,6 +23,9 @@ QUEUE_ID_LENGTH = 13
 QUEUE_ID_EPOCH_SECONDS = 1735689600
 LOCAL = "local"
 """The next hop of recipients whose maildrop is ours."""
+EXPANSION = "(expansion)"
+"""The next hop of an alias itself, where its sender is to hear that it led to several others (RFC 3461 §5.2.7.3). No domain
+has brackets."""
 
 
 def render_queue_id(number: int) -> str:
@@ -106,15 +109,58 @@ class DsnRequest:
     notify: str | None = None
     orcpt: str | None = None
 
+    def wants(self, word: str) -> bool:
+        """Whether a report of this kind is asked for: SUCCESS, FAILURE or DELAY. Without NOTIFY: the last two."""
+        if self.notify is None:
+            return word != "SUCCESS"
+        return word in self.notify.upper().split(",")
+
 
 NO_DSN_REQUEST = DsnRequest()
+
+
+@frozen
+class MailOptions:
+    """What else was granted to a message; nearly all share NO_OPTIONS. Times are seconds since 1970."""
+
+    priority: int = 0  # -9 to 9 (RFC 6710)
+    hold_until: float = 0.0  # 0: nothing is held (RFC 4865)
+    deliver_by: float = 0.0  # 0: whenever (RFC 2852)
+    by_return: bool = False  # what is not delivered by then goes back (R), else its sender is told (N)
+    by_trace: bool = False
+    require_tls: bool = False  # RFC 8689
+
+    @property
+    def flags(self) -> int:
+        """The truths as the database keeps them."""
+        return self.require_tls * _REQUIRE_TLS | self.by_return * _BY_RETURN | self.by_trace * _BY_TRACE
+
+
+# The database's: never renumber.
+_REQUIRE_TLS, _BY_RETURN, _BY_TRACE = 1, 2, 4
+NO_OPTIONS = MailOptions()
+
+
+def stored_options(flags: int, priority: int, hold_until: float, deliver_by: float) -> MailOptions:
+    """What `flags` and its neighbours stand for; NO_OPTIONS itself for nothing."""
+    if not (flags or priority or hold_until or deliver_by):
+        return NO_OPTIONS
+    return MailOptions(
+        priority,
+        hold_until,
+        deliver_by,
+        by_return=bool(flags & _BY_RETURN),
+        by_trace=bool(flags & _BY_TRACE),
+        require_tls=bool(flags & _REQUIRE_TLS),
+    )
 
 
 @frozen
 class Recipient:
     """One forward-path of an envelope, after aliases: where it goes and what the client had said.
 
-    `next_hop` is LOCAL with `account_id` set, or the domain in A-labels (or an address literal) that routing starts from.
+    `next_hop` is LOCAL with `account_id` set, EXPANSION, or the domain in A-labels (or an address literal) that routing
+    starts from.
     """
 
     forward_path: Mailbox
@@ -150,3 +196,4 @@ class Envelope:
     body: str | None = None  # 7BIT, 8BITMIME (RFC 6152)
     smtputf8: bool = False
     account_id: int | None = None  # who submitted it
+    options: MailOptions = NO_OPTIONS

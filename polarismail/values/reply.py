@@ -134,6 +134,7 @@ def queued_as(queue_id: str) -> Reply:
 OK = Reply(250, (2, 0, 0), "OK")
 SENDER_OK = Reply(250, (2, 1, 0), "Sender OK")
 RECIPIENT_OK = Reply(250, (2, 1, 5), "Recipient OK")
+ALIAS_EXPANDED = Reply(250, (2, 1, 5), "The address is an alias, and the message goes on to several others")
 GO_AHEAD = Reply(354, None, "End data with <CR><LF>.<CR><LF>")
 GOODBYE = Reply(221, (2, 0, 0), "Goodbye")
 FOREIGN_PROTOCOL = Reply(221, (2, 7, 0), "This is SMTP and nothing else, goodbye")
@@ -183,6 +184,10 @@ NO_VALID_RECIPIENTS = Reply(554, (5, 5, 1), "No valid recipients")
 TOO_MANY_HOPS = Reply(554, (5, 4, 6), "Too many hops: the message loops")
 HAS_BEEN_HERE = Reply(554, (5, 4, 6), "Mail loop: the message has been in this mailbox before")
 NUL_IN_CONTENT = Reply(554, (5, 6, 0), "NUL octet in the message")
+NEED_LOGIN_TO_HOLD = Reply(550, (5, 7, 1), "Log in to have a message held for the future")
+BAD_HOLD = Reply(
+    501, (5, 5, 4), "Cannot hold the message until then: expected a time from now on, within FUTURERELEASE's bounds"
+)
 BARE_LINE_END = Reply(550, (5, 6, 0), "Bare CR or LF in the message: lines end with CRLF")
 TEXT_LINE_TOO_LONG = Reply(552, (5, 6, 0), "A line of the message is too long")
 HEADER_TOO_BIG = Reply(552, (5, 6, 0), "The header section is too big")

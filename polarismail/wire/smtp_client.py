@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The SMTP client as an engine without I/O: two cursors (what was sent, what was answered) over one list of commands.
 
-RFC 5321 §4.1 and §4.2, RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 3207 (STARTTLS), RFC 4954 (AUTH).
+RFC 5321 §4.1 and §4.2, RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 3207 (STARTTLS), RFC 4954 (AUTH),
+RFC 9422 (LIMITS).
 
 Guarantees: a reply is believed only where a command waits for it; nothing that comes too early, too long, or with the
 wrong class of code is taken for an answer, it breaks the connection (`Broken`). Each recipient of a transaction gets
@@ -16,7 +17,7 @@ from __future__ import annotations
 import base64
 import enum
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from attrs import define, field, frozen
@@ -27,6 +28,7 @@ from polarismail.values.reply import Reply
 MAX_LINE_OCTETS = 2048
 MAX_LINES = 100
 MAX_VERDICT_CHARACTERS = 1024
+_MAX_LIMITS = 20
 
 
 class Step(enum.Enum):
@@ -431,6 +433,16 @@ class SmtpClient:
 def _parse_line(line: bytes) -> Reply:
     # Cached: a next hop says the same few lines for each message.
     return Reply.parse([line])
+
+
+def read_limits(extensions: Mapping[str, str]) -> dict[str, int]:
+    """What LIMITS says, by upper-case name; what is no number, or none that leaves anything, says nothing (RFC 9422 §4)."""
+    limits: dict[str, int] = {}
+    for word in extensions.get("LIMITS", "").split()[:_MAX_LIMITS]:
+        name, _, value = word.partition("=")
+        if value.isascii() and value.isdigit() and 0 < int(value[:7]) < 1_000_000:
+            limits[name.upper()] = int(value[:7])
+    return limits
 
 
 def _violation(text: str) -> Reply:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.framing import LineProblem
-from polarismail.wire.smtp_events import Auth, Data, Event, Help, Noop, Quit, Rcpt, Refused, Rset, StartTls, Vrfy
-from polarismail.wire.smtp_grammar import parse_auth, parse_hello, parse_mail, parse_rcpt, printable
+from polarismail.wire.smtp_events import Auth, Data, Event, Help, Noop, Quit, Rcpt, Refused, Rset, StartTls
+from polarismail.wire.smtp_grammar import parse_auth, parse_hello, parse_mail, parse_rcpt, parse_vrfy, printable
 
 if TYPE_CHECKING:
     from polarismail.wire.smtp_server import SmtpServer
@@ -90,6 +90,10 @@ def _parse_auth(server: SmtpServer, argument: str) -> Event | Reply:
     return event
 
 
+def _parse_vrfy(server: SmtpServer, argument: str) -> Event | Reply:
+    return parse_vrfy(argument, server.settings.offers)
+
+
 def _bare(event: Event) -> Callable[[SmtpServer, str], Event | Reply]:
     """A command that takes no argument."""
     return lambda server, argument: replies.BAD_SYNTAX if argument else event
@@ -103,7 +107,7 @@ PARSE: dict[str, Callable[[SmtpServer, str], Event | Reply]] = {
     "DATA": _bare(_DATA),
     "RSET": _bare(_RSET),
     "NOOP": lambda server, argument: _NOOP,
-    "VRFY": lambda server, argument: Vrfy(printable(argument)) if argument else replies.BAD_SYNTAX,
+    "VRFY": _parse_vrfy,
     "HELP": lambda server, argument: Help(printable(argument)),
     "QUIT": _bare(_QUIT),
     "STARTTLS": _parse_starttls,

@@ -23,6 +23,19 @@ class Hello:
 
 
 @frozen
+class Wishes:
+    """Parameters of MAIL that need a judgement, or a clock, before anything is granted."""
+
+    priority: int | None = None  # MT-PRIORITY (RFC 6710)
+    hold_seconds: int | None = None  # HOLDFOR (RFC 4865)
+    hold_until: float | None = None  # HOLDUNTIL, seconds since 1970
+    by_seconds: int | None = None  # BY (RFC 2852)
+    by_return: bool = False
+    by_trace: bool = False
+    require_tls: bool = False  # REQUIRETLS (RFC 8689)
+
+
+@frozen
 class Mail:
     """MAIL: begins a mail transaction. `size` is the client's own figure (RFC 1870), `auth` what AUTH= said (RFC 4954 §5)."""
 
@@ -33,6 +46,7 @@ class Mail:
     ret: str | None = None
     envid: str | None = None
     auth: str | None = None  # "" for AUTH=<>
+    wishes: Wishes | None = None
 
 
 @frozen

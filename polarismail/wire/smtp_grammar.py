@@ -4,8 +4,8 @@
 Strict on what decisions are taken on: a path stands in angle brackets, obeys the grammar of RFC 5321 §4.1.2, and nothing
 but parameters follows it. Lenient on what is common and harmless: spaces behind the colon of MAIL FROM: and RCPT TO:.
 
-RFC 5321 §4.1.1, §4.1.2; RFC 1870 (SIZE), RFC 6152 (BODY), RFC 4954 §4 and §5 (AUTH), RFC 3461 (RET, ENVID, NOTIFY,
-ORCPT), RFC 6531 (SMTPUTF8).
+RFC 5321 §4.1.1, §4.1.2; RFC 1870 (SIZE), RFC 6152 (BODY), RFC 4954 §4 and §5 (AUTH), RFC 3461 §4 (RET, ENVID, NOTIFY,
+ORCPT), RFC 6531 §3.4 (SMTPUTF8); the rest is in smtp_parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import binascii
 import re
 from collections.abc import Container
 from functools import lru_cache
+from typing import Any
 
 from polarismail.values.address import Mailbox, parse_path
 from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest
@@ -28,7 +29,9 @@ from polarismail.values.reply import (
     UNKNOWN_PARAMETER,
     Reply,
 )
-from polarismail.wire.smtp_events import Auth, Hello, Mail, Rcpt
+from polarismail.values.xtext import XTEXT, decode_xtext, is_orcpt
+from polarismail.wire.smtp_events import Auth, Hello, Mail, Rcpt, Vrfy, Wishes
+from polarismail.wire.smtp_parameters import make_wishes, read_wish
 
 # A quoted string may hold ">": it is skipped as a whole. Possessive, so that nothing is ever tried twice.
 _PATH = r'[ ]*+<((?:[^<>"]++|"(?:[^"\\]++|\\.)*+")*+)>(?: ++(.*+))?+'
@@ -37,8 +40,6 @@ _RCPT = re.compile(r"TO:" + _PATH, re.IGNORECASE | re.DOTALL)
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f]+))?")
 _AUTH_PARAMETER = re.compile(r"AUTH=([^\x00-\x20\x7f]+)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,20}")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-_HEX = re.compile(r"\+([0-9A-F]{2})")
 _MECHANISM = re.compile(r"[A-Za-z0-9_-]{1,20}")
 _NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY)){0,2}", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -55,17 +56,19 @@ def parse_hello(verb: str, argument: str) -> Hello | Reply:
 
 
 def parse_mail(argument: str, extensions: Container[str] = NO_EXTENSIONS, max_octets: int = 0) -> Mail | Reply:
-    """`FROM:<reverse-path> [parameters]`. `extensions`: which of DSN and SMTPUTF8 are offered; `max_octets` 0: no limit."""
+    """`FROM:<reverse-path> [parameters]`. `extensions`: keywords of what is offered; `max_octets` 0: no limit."""
     found = _MAIL.fullmatch(argument)
     if found is None:
         return BAD_REVERSE_PATH if argument[:5].upper() == "FROM:" else BAD_SYNTAX
     path, parameters = found.groups()
     size = body = ret = envid = auth = None
+    wishes: Wishes | None = None
     smtputf8 = False
     if parameters:
         given = _parse_parameters(parameters)
         if isinstance(given, Reply):
             return given
+        others: dict[str, Any] = {}
         for name, value in given.items():
             if name == "SIZE":
                 if value is None or not _DIGITS.fullmatch(value):
@@ -93,14 +96,21 @@ def parse_mail(argument: str, extensions: Container[str] = NO_EXTENSIONS, max_oc
                     return BAD_SYNTAX
             elif name == "ENVID" and "DSN" in extensions:
                 envid = value
-                if value is None or len(value) > 100 or not _XTEXT.fullmatch(value):
+                if value is None or len(value) > 100 or not XTEXT.fullmatch(value):
                     return BAD_SYNTAX
             else:
-                return UNKNOWN_PARAMETER
+                refusal = read_wish(name, value, extensions, others)
+                if refusal is not None:
+                    return refusal
+        if others:
+            made = make_wishes(others)
+            if isinstance(made, Reply):
+                return made
+            wishes = made
     if not smtputf8 and not path.isascii():
         return NEED_SMTPUTF8
     try:
-        return Mail(_path(path), size, body, smtputf8, ret, envid, auth)
+        return Mail(_path(path), size, body, smtputf8, ret, envid, auth, wishes)
     except BadAddress:
         return BAD_REVERSE_PATH
 
@@ -124,7 +134,7 @@ def parse_rcpt(argument: str, extensions: Container[str] = NO_EXTENSIONS, smtput
             if name == "NOTIFY":
                 if not _NOTIFY.fullmatch(value):
                     return BAD_SYNTAX
-            elif len(value) > 500 or not _is_orcpt(value):
+            elif len(value) > 500 or "\ufffd" in value or not is_orcpt(value, smtputf8=smtputf8):
                 return BAD_SYNTAX
         dsn = DsnRequest(given.get("NOTIFY"), given.get("ORCPT"))
     if not smtputf8 and not path.isascii():
@@ -150,6 +160,13 @@ def parse_auth(argument: str) -> Auth | Reply:
         return BAD_SYNTAX
     octets = b"" if initial == "=" else decode_base64(initial.encode("utf-8", "replace"))
     return Auth(mechanism.upper(), octets) if octets is not None else BAD_BASE64
+
+
+def parse_vrfy(argument: str, extensions: Container[str] = NO_EXTENSIONS) -> Vrfy | Reply:
+    """`string [SMTPUTF8]`: with it UTF-8 may stand in the reply (RFC 6531 §3.7.4.2); ours have none."""
+    if "SMTPUTF8" in extensions and argument[-9:].upper() == " SMTPUTF8":
+        argument = argument[:-9].rstrip(" ")
+    return Vrfy(printable(argument)) if argument else BAD_SYNTAX
 
 
 def decode_base64(text: bytes) -> bytes | None:
@@ -190,20 +207,9 @@ def _parse_auth_parameter(value: str | None) -> str | None:
     """RFC 4954 §5: `<>`, or a mailbox in xtext; "" for the former, None for neither."""
     if value == "<>":
         return ""
-    if not value or not _XTEXT.fullmatch(value):
+    if not value or not XTEXT.fullmatch(value):
         return None
     try:
         return str(Mailbox.parse(decode_xtext(value)))
     except BadAddress:
         return None
-
-
-def _is_orcpt(value: str) -> bool:
-    """RFC 3461 §4.2: an address type, `;`, and xtext."""
-    kind, semicolon, address = value.partition(";")
-    return bool(semicolon and address and re.fullmatch(r"[A-Za-z0-9-]+", kind) and _XTEXT.fullmatch(address))
-
-
-def decode_xtext(text: str) -> str:
-    """Undo the xtext of RFC 3461 §4."""
-    return _HEX.sub(lambda found: chr(int(found[1], 16)), text)

@@ -39,6 +39,7 @@ from polarismail.wire.smtp_events import (
     StartTls,
 )
 from polarismail.wire.smtp_grammar import decode_base64
+from polarismail.wire.smtp_parameters import offered
 from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
@@ -153,8 +154,9 @@ class SmtpServer:
         self.state = _AUTH
         return b"334 " + b2a_base64(octets, newline=False) + b"\r\n"
 
-    def ehlo_reply(self, greeting: str) -> Reply:
-        """The reply to EHLO: the extensions that are honoured right now. `greeting` is its first line."""
+    def ehlo_reply(self, greeting: str, now: float = 0.0) -> Reply:
+        """The reply to EHLO: the extensions that are honoured right now. `greeting` is its first line; `now` is seconds since
+        1970, for the end of what FUTURERELEASE takes."""
         settings = self.settings
         offers = settings.offers
         keywords = ["PIPELINING"] if "PIPELINING" in offers else []
@@ -165,7 +167,7 @@ class SmtpServer:
         if mechanisms:
             keywords.append("AUTH " + " ".join(mechanisms))
         keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
-        keywords += [keyword for keyword in ("DSN", "SMTPUTF8") if keyword in offers]
+        keywords += offered(offers, settings.max_recipients, settings.max_hold_seconds, now)
         return _ehlo_reply(greeting, "\n".join(keywords))
 
     def tls_started(self) -> None:

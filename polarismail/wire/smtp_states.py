@@ -72,6 +72,8 @@ class ServerSettings:
     max_header_lines: int = 1000
     offers: frozenset[str] = frozenset({"PIPELINING"})
     """Keywords of RFCs that this listener offers beyond SIZE, 8BITMIME and ENHANCEDSTATUSCODES, which each one does."""
+    max_hold_seconds: int = 604800
+    """What FUTURERELEASE says (RFC 4865); the reception judges."""
 
 
 def submission_settings(hostname: str = "localhost", **others: Any) -> ServerSettings:

@@ -3,17 +3,20 @@
 
 Keys: `listener: mx | submission`; `tls: none | available | active`; `auth: always | tls | never` (when AUTH is offered);
 `login: NAME PASSWORD` (accepted credentials, may be repeated); `refuse: GLOB CODE x.y.z TEXT` (what RCPT answers to a
-forward-path); `banner: CODE TEXT`; any integer of ServerSettings by its name.
+forward-path); `banner: CODE TEXT`; `offers: KEYWORD ...` instead of what the role's listeners offer; any integer of
+ServerSettings by its name.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
+from polarismail.policy.wishes import WishSettings, grant
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl
@@ -33,6 +36,7 @@ from polarismail.wire.smtp_events import (
     StartTls,
     Vrfy,
 )
+from polarismail.wire.smtp_parameters import DEFAULT_OFFERS
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
 
@@ -50,8 +54,12 @@ _ANSWERS: dict[type, Reply] = {
 
 def build_engine(options: Mapping[str, str]) -> SmtpServer:
     """An engine as a header describes it."""
-    numbers: dict[str, Any] = {name: int(value) for name, value in options.items() if name in _SETTINGS}
-    submission = options.get("listener", "mx") == "submission"
+    numbers: dict[str, Any] = {
+        name: int(value) for name, value in options.items() if name in _SETTINGS and name != "offers"
+    }
+    role = options.get("listener", "mx")
+    submission = role == "submission"
+    numbers["offers"] = frozenset(options["offers"].split() if "offers" in options else DEFAULT_OFFERS[role])
     settings = submission_settings(**numbers) if submission else ServerSettings(**numbers)
     tls, auth = options.get("tls", "available"), options.get("auth", "tls")
 
@@ -121,7 +129,12 @@ class EnginePeer:
             self.closed = event.closes
             return engine.answer(event.reply)
         if isinstance(event, Hello):
-            return engine.answer(engine.ehlo_reply("test") if event.verb == "EHLO" else Reply(250, None, "test"))
+            reply = engine.ehlo_reply("test", time.time()) if event.verb == "EHLO" else Reply(250, None, "test")
+            return engine.answer(reply)
+        if isinstance(event, Mail) and event.wishes is not None:
+            return engine.answer(
+                grant(event.wishes, is_known=engine.authenticated, now=time.time(), settings=WishSettings())[0]
+            )
         if isinstance(event, Auth):
             self._exchange = sasl.MECHANISMS[event.mechanism]()
             return self._step(event.initial)

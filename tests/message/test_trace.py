@@ -6,6 +6,8 @@ from __future__ import annotations
 from email import message_from_bytes
 from email.utils import parsedate_to_datetime
 
+import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +34,18 @@ def test_a_received_field() -> None:
         b"\tid q1\r\n\tfor <joe@example.net>;\r\n"
         b"\tSun, 22 Nov 2026 02:53:50 +0000\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shown"),
+    [("ESMTP", "UTF8SMTP"), ("ESMTPSA", "UTF8SMTPSA"), ("LMTP", "UTF8LMTP"), ("LMTPS", "UTF8LMTPS")],
+)
+def test_a_received_field_of_an_smtputf8_transaction(protocol: str, shown: str) -> None:
+    field = received_field(
+        evolve(FACTS, protocol=protocol), "mx.example.net", "q1", Mailbox("jö", "x.net"), 0, smtputf8=True, priority=-3
+    )
+    assert f"\tby mx.example.net with {shown} (TLS".encode() in field
+    assert "\r\n\tid q1\r\n\tfor <jö@x.net>\r\n\tPRIORITY -3;\r\n\tThu, ".encode() in field
 
 
 def test_mail_that_is_made_here_has_no_client() -> None:

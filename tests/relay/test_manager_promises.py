@@ -63,6 +63,8 @@ class FakeSession:
     def __init__(self, remote: Remote, host: RemoteHost) -> None:
         self.remote, self.host = remote, host
         self.usable, self.stale, self.transactions, self.tls = True, False, 0, ""
+        self.max_recipients = self.max_transactions = 1000
+        self.extensions: dict[str, str] = {}
 
     def describe(self) -> str:
         return str(self.host)

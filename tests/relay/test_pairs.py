@@ -12,7 +12,7 @@ from polarismail.relay.pairs import Ownership, owner_of, pair_of
 from polarismail.relay.wrapping import unwrap, wrap
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest
+from polarismail.values.envelope import NO_DSN_REQUEST, NO_OPTIONS, DsnRequest, MailOptions
 
 PAIRS = [pair_of("", f"mx{at}.example.org:25") for at in range(3000)]
 
@@ -53,8 +53,9 @@ def test_what_is_wrapped_comes_out_as_it_was(rows: list[tuple[bytes | None, int,
     recipients = []
     for at, (inline, count, orcpt, is_aliased) in enumerate(rows):
         sender = Mailbox("us er", "example.org") if at % 2 else None
+        options = MailOptions(at - 9, 2.5, 0.0, by_return=True) if at % 3 else NO_OPTIONS
         message = QueuedMessage(
-            f"0000000000{at:03}", sender, 1.5, 99, at or None, "FULL", orcpt, None, True, inline, count
+            f"0000000000{at:03}", sender, 1.5, 99, at or None, "FULL", orcpt, None, True, inline, count, 0, options
         )
         for number in range(count):
             path = Mailbox("ü@x", "xn--bcher-kva.example")

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from polarismail.relay.queue import Hand, HostMemory, Item, ReadyQueue, key_of
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.values.address import Mailbox
+from polarismail.values.envelope import MailOptions
 
 SENDER = Mailbox("a", "example.org")
 
@@ -110,3 +111,27 @@ def test_bad_hosts_are_forgotten() -> None:
     assert "b" not in memory and "d" in memory
     memory.forget("d")
     assert "d" not in memory
+
+
+def urgent(queue_id: str, priority: int, since: float = 0.0) -> Item:
+    plain = recipient(queue_id)
+    return Item(evolve(plain, message=evolve(plain.message, options=MailOptions(priority=priority))), since)
+
+
+def test_a_higher_priority_goes_first() -> None:
+    queue = ReadyQueue()
+    for at, (name, priority) in enumerate((("b", 0), ("z", -3), ("a", 5), ("c", 0), ("d", 5))):
+        queue.put(urgent(name, priority, at))
+    assert queue.messages == 5
+    taken = [queue.take(9)[0].message.queue_id for _ in range(5)]
+    assert taken == ["a", "d", "b", "c", "z"] and not queue.take(9)
+
+
+def test_nobody_starves_behind_higher_priorities() -> None:
+    queue = ReadyQueue()
+    queue.put(urgent("low", -9, 0.0))
+    for at in range(100):
+        queue.put(urgent(f"high{at}", 9, 1.0 + at))
+    order = [queue.take(1)[0].message.queue_id for _ in range(101)]
+    assert order.index("low") == 8
+    assert [name for name in order if name != "low"] == [f"high{at}" for at in range(100)]

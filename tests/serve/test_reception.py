@@ -14,7 +14,7 @@ from polarismail.serve.incoming import IncomingDraft
 from polarismail.serve.reception import Desk, Reception
 from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import NO_ROOM, NOT_QUEUED, TRY_AGAIN, Reply
 from polarismail.wire.smtp_events import EndOfData, Rcpt
@@ -87,7 +87,9 @@ def test_what_is_committed_is_250_whatever_happens_next() -> None:
     def accepted(committed: Any) -> None:
         raise RuntimeError("broken")
 
-    message = SimpleNamespace(queue_id=Draft.queue_id, reverse_path=None, size=10)
+    message = SimpleNamespace(
+        queue_id=Draft.queue_id, reverse_path=None, size=10, recipient_count=1, options=NO_OPTIONS
+    )
     committed = SimpleNamespace(message=message, recipients=(None,))
     taking = reception(spool=spool(succeed(committed)), accepted=accepted)
     with capturedLogs() as logged:

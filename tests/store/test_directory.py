@@ -15,7 +15,14 @@ from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred
 from zope.interface.verify import verifyObject
 
 from polarismail.store import directory_admin as admin
-from polarismail.store.addresses import ACCOUNTS_OF_DOMAIN, ALIASES_OF_DOMAIN, AddressSettings, login_name, name_of
+from polarismail.store.addresses import (
+    ACCOUNTS_OF_DOMAIN,
+    ALIASES_OF_DOMAIN,
+    AddressSettings,
+    fold_local,
+    login_name,
+    name_of,
+)
 from polarismail.store.directory import Directory, DirectorySettings
 from polarismail.store.interfaces import IDirectory, Resolution
 from polarismail.values.address import Mailbox
@@ -79,6 +86,22 @@ def test_it_provides_the_interface(house: House) -> None:
 def test_an_account_is_found_whatever_the_case(house: House) -> None:
     assert house.targets("JOE@OURS.example") == ["+joe@ours.example"]
     assert house.resolve("joe@ours.example").targets[0].account.address == Mailbox("joe", "ours.example")
+
+
+def test_names_beyond_ascii_are_found_in_every_form(house: House) -> None:
+    """RFC 6531: composed or not, in any case, the domain as U-labels or A-labels; it is one account."""
+    house.do(admin.add_domain, "bücher.example")
+    assert str(house.add_account("Jörg@bücher.example").address) == "jörg@xn--bcher-kva.example"
+    house.do(admin.add_alias, "δοκιμή@bücher.example", ["jörg@bücher.example", "用户@foreign.example"])
+    for form in ("jörg@bücher.example", "jo\u0308rg@xn--bcher-kva.example", "JÖRG+liste@BÜCHER.example"):
+        (target,) = house.resolve(form).targets
+        assert target.account is not None and target.account.address.local == "jörg"
+    assert house.targets("ΔΟΚΙΜΉ@bücher.example") == ["+jörg@xn--bcher-kva.example", "-用户@foreign.example"]
+    assert house.targets("jorg@bücher.example") == []
+    assert run(house.directory.find_account, "JÖRG@bücher.example") is not None
+    for wrong in ("a\u200bb", "jö rg", "jö\u202erg", "ö" * 33, "☃"):
+        with pytest.raises(AccountError, match="cannot be a name here"):
+            house.add_account(f"{wrong}@bücher.example")
 
 
 def test_unknown_users_are_ours_and_nobody(house: House) -> None:
@@ -313,7 +336,8 @@ def test_an_unexpected_error_is_try_again_too(house: House) -> None:
 def test_any_text_is_a_login_name_or_none(text: str) -> None:
     name = login_name(text)
     if name is not None:
-        assert name.local.isascii() and name.local.isprintable() and name.domain
+        assert name.local.isprintable() and name.domain
+        assert login_name(f"{Mailbox(name.local, name.domain)}") == name
 
 
 @settings(max_examples=300, deadline=None)
@@ -321,7 +345,9 @@ def test_any_text_is_a_login_name_or_none(text: str) -> None:
 def test_names_of_any_mailbox_are_fit_for_a_database(local: str, domain: str) -> None:
     name = name_of(Mailbox(local, domain))
     if name is not None:
-        assert (name.local + name.domain).isascii() and "\0" not in name.local
+        assert name.domain.isascii() and "\0" not in name.local
+        name.local.encode()
+        assert fold_local(name.local) == name.local
 
 
 def test_statements_use_the_indexes(tmp_path: Path) -> None:

@@ -394,3 +394,15 @@ def test_smtputf8_only_in_a_transaction_that_asked_for_it() -> None:
 def test_no_setting_allows_recipients_without_bound(number: int) -> None:
     with pytest.raises(ValueError, match="max_recipients"):
         ServerSettings(max_recipients=number)
+
+
+def test_the_ehlo_reply_says_the_listeners_own_limits() -> None:
+    server = ready(
+        ServerSettings(
+            max_recipients=7, max_hold_seconds=3600, offers=frozenset({"LIMITS", "FUTURERELEASE", "MT-PRIORITY"})
+        )
+    )
+    lines = server.ehlo_reply("test", 1_800_000_000.0).text.split("\n")
+    # 2027-01-15T08:00:00Z and an hour, to the hour.
+    assert {"LIMITS RCPTMAX=7", "FUTURERELEASE 3600 2027-01-15T09:00:00Z", "MT-PRIORITY"} <= set(lines)
+    assert "PIPELINING" not in lines and "DSN" not in lines
