@@ -40,7 +40,7 @@ from polarismail.wire.pop3_server import Pop3Settings as Pop3EngineSettings
 from polarismail.wire.smtp_states import ServerSettings
 
 # Each listener's role says these, and what is offered follows from what is there.
-_OF_LISTENERS = Without("hostname", "require_auth", "offers", "max_hold_seconds")
+_OF_LISTENERS = Without("hostname", "require_auth", "lmtp", "offers", "max_hold_seconds")
 # `[smarthost]`, `[smarthosts."domain"]` and `[local]` say these, and the server knows its own names.
 _OF_RELAY = Without(
     "client.hostname",

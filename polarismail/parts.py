@@ -239,7 +239,7 @@ class Parts:
             stages.append(proxies)
         # Behind implicit TLS the client speaks first, and elsewhere it logs in.
         if listener.role == "mx" and listener.tls != "implicit":
-            own = listener.relay_networks + listener.proxy_networks
+            own = listener.relay_networks + listener.proxy_networks + listener.xclient_networks
             stages.append(StrangersOnly(self.gate, own) if own else self.gate)
         return stages
 
@@ -272,6 +272,7 @@ class Parts:
             hostname=self.config.hostname,
             offers=listener.extensions,
             max_hold_seconds=self.config.reception.wishes.max_hold_seconds,
+            lmtp=listener.role == "lmtp",
             **listener.limits.over(self.config.smtp),
         )
         if listener.role != "submission":

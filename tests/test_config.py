@@ -128,9 +128,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[[listeners]]\nname = 'a'\nport = 1", 'listeners[0].role: missing: expected one of "mx", "submission", '),
         ("[[listeners]]\nname = 'a'\nport = 70000\nrole = 'mx'", "listeners[0].port: expected 0 to 65535, found 70000"),
         ("[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\naddress = 'x'", "listeners[0].address: expected an IP "),
+        ("[[listeners]]\nname = 'a'\nport = 25\nrole = 'lmtp'", "listeners[0].port: expected another one than 25, "),
+        (
+            "[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\nxclient_networks = ['x']",
+            'listeners[0].xclient_networks: expected networks as "192.0.2.0/24"',
+        ),
         (
             "[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\noffers = ['DSN', 'REQUIRETLS']",
-            "listeners[0].offers: expected some of PIPELINING, DSN, SMTPUTF8, ",
+            "listeners[0].offers: expected some of PIPELINING, CHUNKING, DSN, SMTPUTF8, ",
         ),
         ("[reception]\nmax_priority = 10", "reception.max_priority: expected -9 to 9, found 10"),
         (

@@ -141,7 +141,7 @@ def test_every_row_of_the_hostile_list_has_its_reaction_and_its_test() -> None:
     rows = re.findall(
         r"^   \* - (\d\.\d+|[FAE]\d+)\n     - (.+)\n     - (.+)\n     -(.*)$", source("docs/hostile.rst"), re.MULTILINE
     )
-    assert [row[0] for row in rows] == HOSTILE
+    assert list(dict.fromkeys(row[0] for row in rows)) == HOSTILE  # some numbers hold several inputs
     for number, _, reaction, tests in rows:
         later = "*not here*" in reaction or re.search(r"row \w\.\d", reaction)
         assert "``tests/" in tests or later, f"{number}: neither a test nor a reason"
@@ -168,6 +168,7 @@ def test_every_rfc_of_the_sources_is_in_the_table() -> None:
 
 
 def test_every_row_of_the_rfc_table_holds() -> None:
+    assert '\t"' not in source("docs/rfc.tsv"), "a quote at the start of a cell begins a quoted one: Sphinx stops there"
     for row in rows():
         references = REFERENCE.findall(source(f"polarismail/{row['code']}"))
         number, _, section = row["reference"].partition(" §")

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from polarismail.auth.interfaces import IPlainCredentials
+from polarismail.auth.interfaces import IPlainCredentials, IVouchedCredentials
 from polarismail.auth.logins import VerifiedLogins
 from polarismail.auth.passwords import Passwords
 from polarismail.store.addresses import login_name, name_of
@@ -48,12 +48,20 @@ class PlainCredentials:
     authzid: str = field(default="", converter=_text)
 
 
+@implementer(IVouchedCredentials)
+@frozen
+class VouchedCredentials:
+    """See IVouchedCredentials."""
+
+    authcid: str
+
+
 @implementer(ICredentialsChecker)
 class DirectoryChecker:
     """Looks accounts up in a directory and verifies their passwords. The avatar id is the Account."""
 
     log = Logger()
-    credentialInterfaces = (IPlainCredentials, IUsernamePassword)
+    credentialInterfaces = (IPlainCredentials, IUsernamePassword, IVouchedCredentials)
 
     def __init__(self, directory: IDirectory, passwords: Passwords, logins: VerifiedLogins) -> None:
         self.hits = 0  # logins that cost no hashing
@@ -62,6 +70,10 @@ class DirectoryChecker:
 
     def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
         """The Account of these credentials. Fails with UnauthorizedLogin or Unavailable, and with nothing else."""
+        if IVouchedCredentials.providedBy(credentials):
+            return (
+                self._directory.find_account(credentials.authcid).addCallback(_must_exist).addErrback(self._translate)
+            )
         if IPlainCredentials.providedBy(credentials):
             given = PlainCredentials(credentials.authcid, credentials.password, credentials.authzid)
         else:
@@ -116,6 +128,12 @@ class DirectoryChecker:
             self.log.failure("a login could not be judged", failure)
             return Failure(Unavailable("a login could not be judged"))
         return failure
+
+
+def _must_exist(account: Account | None) -> Account:
+    if account is None:
+        raise UnauthorizedLogin("no such account")
+    return account
 
 
 def _check_authzid(account: Account, authzid: str) -> Account:

@@ -25,6 +25,12 @@ class IPlainCredentials(ICredentials):
     authzid = Attribute('str: whom to act as; "" for the same')
 
 
+class IVouchedCredentials(ICredentials):
+    """The name of an account that a front end vouches for, which has checked the password itself (XCLIENT LOGIN)."""
+
+    authcid = Attribute("str: an account's address in any case")
+
+
 class IReception(Interface):
     """Takes mail in, one transaction after the other, for one account or for a stranger.
 
@@ -51,8 +57,12 @@ class IReception(Interface):
     def begin_content(facts: SessionFacts, envelope: Envelope) -> IDraft:
         """Where the content goes. Raises SpoolUnhealthy: then answer 452 or 451, and not 354."""
 
-    def end_of_data(facts: SessionFacts, envelope: Envelope, draft: IDraft, end: EndOfData) -> Deferred[Reply]:
+    def end_of_data(
+        facts: SessionFacts, envelope: Envelope, draft: IDraft, end: EndOfData
+    ) -> Deferred[Reply] | Deferred[tuple[Reply, ...]]:
         """Judge the whole message and commit it. 250 only once it is on stable storage (RFC 5321 §6.1).
+
+        Fires with one reply for all recipients, or, only where `facts.is_lmtp`, with one for each of `envelope.recipients`.
 
         The draft is committed or abandoned when this fires, whatever it fires with.
         """

@@ -83,6 +83,13 @@ class CountingFactory:
         self.connections.discard(connection)
         self._counter.leave(connection.address)
 
+    def move(self, connection: CountedConnection, address: str) -> bool:
+        """A connection counts for another client address; False where that has too many."""
+        if not self._counter.move(connection.address, address):
+            return False
+        connection.address = address
+        return True
+
     def shut_down(self) -> None:
         """Tell clients that wait for nothing of ours to come again later; the others after their reply."""
         for connection in list(self.connections):
@@ -98,6 +105,9 @@ class CountedConnection(Connection):
     def may_start_tls(self) -> bool:
         """See Connection."""
         return bool(self.factory.admits_handshake(self.address))
+
+    def count_for(self, address: str) -> bool:
+        return bool(self.factory.move(self, address))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         try:

@@ -52,6 +52,27 @@ class ConnectionCounter:
         self._total += 1
         return True
 
+    def move(self, address: str, to: str) -> bool:
+        """What was admitted from one address counts for another from now on; False, and nothing is changed, where that one
+        has as many as it may."""
+        network, target = client_network(address, 32, 64), client_network(to, 32, 64)
+        if network == target:
+            return True
+        bound = self.limits.per_address if to else self.limits.total
+        if self._shared is not None:
+            if self._shared.add(target)[1] > bound:
+                self._shared.remove(target)
+                return False
+            self._shared.remove(network)
+            return True
+        if self._by_network[target] >= bound:
+            return False
+        self._by_network[target] += 1
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
+        return True
+
     def leave(self, address: str) -> None:
         """A connection that was admitted is gone."""
         network = client_network(address, 32, 64)

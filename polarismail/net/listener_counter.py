@@ -16,7 +16,7 @@ from polarismail.values.network import client_network
 
 
 class ListenerCounter:
-    """What a factory asks (`admit`, `leave`) where a listener has limits or proxies of its own."""
+    """What a factory asks (`admit`, `move`, `leave`) where a listener has limits or proxies of its own."""
 
     def __init__(self, listener: Listener, protocol: ConnectionCounter, shared: SharedCount | None = None) -> None:
         self._listener, self._protocol, self._shared = listener, protocol, shared
@@ -34,6 +34,25 @@ class ListenerCounter:
             if self._protocol.admit(address):
                 return True
         for key in admitted:
+            self._remove(key)
+        return False
+
+    def move(self, address: str, to: str) -> bool:
+        """See ConnectionCounter."""
+        address, to = self._counted(address), self._counted(to)
+        before = {key for key, _ in self._keys(address)}
+        after = {key: limit for key, limit in self._keys(to) if key not in before}
+        added: list[str] = []
+        for key, limit in after.items():
+            added.append(key)
+            if self._add(key) > limit:
+                break
+        else:
+            if self._protocol.move(address, to):
+                for key in before - {key for key, _ in self._keys(to)}:
+                    self._remove(key)
+                return True
+        for key in added:
             self._remove(key)
         return False
 

@@ -23,7 +23,7 @@ from polarismail.values.network import LOCAL_CLIENT, NetworkList
 from polarismail.wire.smtp_parameters import DEFAULT_OFFERS, check_offers
 
 NO_PORT = -1
-_ROLES = '"mx", "submission", "pop3"'
+_ROLES = '"mx", "submission", "lmtp", "pop3"'
 _WIDEST = {4: 8, 6: 16}
 """The shortest prefixes of networks that may relay: what is wider belongs to more than one organisation."""
 
@@ -112,14 +112,14 @@ class Listener:
     `plaintext_auth`: where passwords may cross the wire in clear: "never"; "networks", for clients from
     `plaintext_networks`; or "always".
     `proxy_networks`: where not empty, only proxies in these networks are served, and the client is who they say
-    (net/proxying.py). `relay_networks`: whose clients send anywhere without a login. `offers`:
-    extensions of SMTP that are offered, beyond those that always are. Raises ValueError.
+    (net/proxying.py). `xclient_networks`: front ends that may speak for other clients. `relay_networks`: whose clients send
+    anywhere without a login. `offers`: extensions of SMTP that are offered, beyond those that always are. Raises ValueError.
     """
 
     name: str
     port: int = field(default=NO_PORT, validator=_check_port)
     # The port comes first and has a default, so this has one that is never good.
-    role: Literal["mx", "submission", "pop3"] = field(default="", validator=_check_role)
+    role: Literal["mx", "submission", "lmtp", "pop3"] = field(default="", validator=_check_role)
     tls: Literal["none", "starttls", "implicit"] = "starttls"
     address: str = ""
     plaintext_auth: Literal["never", "networks", "always"] = "never"
@@ -127,6 +127,7 @@ class Listener:
         default=("127.0.0.0/8", "::1/128", LOCAL_CLIENT), validator=_check_networks
     )
     proxy_networks: tuple[str, ...] = field(default=(), validator=_check_networks)
+    xclient_networks: tuple[str, ...] = field(default=(), validator=_check_networks)
     relay_networks: tuple[str, ...] = field(default=(), validator=_check_relay_networks)
     socket_mode: int = field(default=0o660, validator=_check_mode)
     socket_group: str = ""  # "": the service's own
@@ -141,6 +142,10 @@ class Listener:
                 raise ValueError("port: missing: expected a whole number, 0 or more")
         elif self.port != NO_PORT:
             raise ValueError(f'port: expected none with address = "{self.address}", found {self.port}')
+        if self.role == "lmtp" and self.port == 25:
+            raise ValueError(
+                "port: expected another one than 25, which is SMTP's and never LMTP's (RFC 2033 §5), found 25"
+            )
         if self.relay_networks and self.role in ("submission", "pop3"):
             raise ValueError(
                 f'relay_networks: expected none where the role is "{self.role}", which is for who logs in; make a listener '
@@ -185,7 +190,7 @@ class Listener:
 
     @property
     def protocol(self) -> Literal["smtp", "pop3"]:
-        """What is spoken here; the role says it."""
+        """What is spoken here, LMTP being a kind of SMTP; the role says it."""
         return "pop3" if self.role == "pop3" else "smtp"
 
     @property
@@ -199,6 +204,11 @@ def permits_plaintext(listener: Listener, client_address: str) -> bool:
     if listener.plaintext_auth == "networks":
         return is_in(client_address, listener.plaintext_networks)
     return listener.plaintext_auth == "always"
+
+
+def is_front_end(listener: Listener, peer_address: str) -> bool:
+    """Whether this client may say XCLIENT and XFORWARD here."""
+    return bool(listener.xclient_networks) and is_in(peer_address, listener.xclient_networks)
 
 
 def permits_relaying(listener: Listener, client_address: str) -> bool:

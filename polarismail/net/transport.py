@@ -20,7 +20,7 @@ from typing import Protocol as Interface
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection as TcpConnection
 from twisted.logger import Logger
@@ -86,7 +86,7 @@ class TransportSettings:
 DEFAULT_SETTINGS = TransportSettings()
 
 
-@implementer(IHandshakeListener, IPushProducer)
+@implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class Connection(Protocol):
     """One client. `peer` and `host` are twisted addresses, once connected."""
 
@@ -104,6 +104,7 @@ class Connection(Protocol):
         self._closing = False
         self._lingers = False
         self._ended = False
+        self._read_all = False  # the client has closed its side
         self.closed = False
         self._handshaking = False
         self._deadline = 0.0
@@ -176,6 +177,10 @@ class Connection(Protocol):
             if not self._busy:
                 self._settle()
 
+    def count_for(self, address: str) -> bool:
+        """A front end speaks for a client with this address: whether that may have one connection more."""
+        return True
+
     @property
     def host(self) -> Any:
         """Our end's address."""
@@ -217,6 +222,19 @@ class Connection(Protocol):
         elif self._reading and self.engine.buffered > self._settings.max_buffered_octets:
             self._reading = False
             self.transport.pauseProducing()
+
+    def readConnectionLost(self) -> None:
+        """The client sends no more, but may read on, as Exim does behind a message and a QUIT in one group: what it has sent
+        is performed and answered (IHalfCloseableProtocol). Whether it has gone altogether, a write will show."""
+        self._read_all = True
+        if self._closing:
+            self.transport.loseConnection()
+        elif not self._busy and self._writable is None:
+            self._closing = True
+            self._end()
+
+    def writeConnectionLost(self) -> None:
+        """Our side is closed, and the client's is awaited: see `_end` (IHalfCloseableProtocol)."""
 
     def pauseProducing(self) -> None:
         """The client does not read: perform nothing more until it does (IPushProducer)."""
@@ -314,6 +332,10 @@ class Connection(Protocol):
         if self._closing:
             self._end()
         elif self._writable is None:
+            if self._read_all:
+                self._closing = True
+                self._end()
+                return
             if not self._reading:
                 self._read_on()
             if not self._handshaking:

@@ -106,14 +106,15 @@ class DeliveryReception:
         """A draft of our own; the avatar sees nothing before it is complete."""
         return TemporaryDraft()
 
-    def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: Any, end: Any) -> Deferred[Reply]:
-        """Feed every IMessage, then ask each for its `eomReceived`; one failure is a 451 for the whole message."""
+    def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: Any, end: Any) -> Deferred[Any]:
+        """Feed every IMessage, then ask each for its `eomReceived`; one failure is a 451 for the whole message, but over
+        LMTP for its recipient alone."""
         if end.problem is not None:
             draft.abandon()
             return succeed(end.problem)
         return ensureDeferred(self._deliver(facts, envelope, draft))
 
-    async def _deliver(self, facts: SessionFacts, envelope: Envelope, draft: Any) -> Reply:
+    async def _deliver(self, facts: SessionFacts, envelope: Envelope, draft: Any) -> Reply | tuple[Reply, ...]:
         from twisted.mail.smtp import User
 
         messages = []
@@ -145,8 +146,9 @@ class DeliveryReception:
         for done, result in results:
             if not done:
                 self.log.failure("an IMessage failed", result)
-                return NOT_QUEUED
-        return OK
+        if facts.is_lmtp:
+            return tuple(OK if done else NOT_QUEUED for done, _ in results)
+        return OK if all(done for done, _ in results) else NOT_QUEUED
 
     def _refusal(self, failure: Failure) -> Reply:
         """The contract refuses by raising SMTPServerError or a subclass, which carries a code."""

@@ -237,7 +237,7 @@ class Reception:
         recipients = expand_recipient(resolution, rcpt.forward_path, rcpt.dsn)
         if len(envelope.recipients) + len(recipients) > self._desk.settings.max_expanded_recipients:
             return TOO_MANY_RECIPIENTS, ()
-        if self.account is not None or self._desk.check_greylist is None:
+        if self.account is not None or self._desk.check_greylist is None or facts.is_lmtp:
             return RECIPIENT_OK, recipients
         if facts.may_relay or facts.client_address == LOCAL_CLIENT:
             return RECIPIENT_OK, recipients  # no stranger
@@ -278,6 +278,8 @@ class Reception:
             fields["account"] = facts.account
         if message.options is not NO_OPTIONS:
             fields |= _granted(message.options)
+        if facts.origin:
+            fields["origin"] = facts.origin
         if bare:
             fields["bare_line_ends"] = bare
         defects = draft.inspection().defects
@@ -312,18 +314,18 @@ class Reception:
     def _record_refusal(
         self, facts: SessionFacts, envelope: Envelope, reply: Reply, stage: str, forward_path: Mailbox | None = None
     ) -> None:
-        self._desk.record_event(
-            "rejected" if reply.is_permanent else "tempfailed",
-            {
-                "stage": stage,
-                "client": facts.client_address,
-                "helo": facts.helo,
-                "listener": facts.listener,
-                "reverse_path": str(envelope.reverse_path or ""),
-                "recipient": str(forward_path or ""),
-                "reply": str(reply),
-            },
-        )
+        fields = {
+            "stage": stage,
+            "client": facts.client_address,
+            "helo": facts.helo,
+            "listener": facts.listener,
+            "reverse_path": str(envelope.reverse_path or ""),
+            "recipient": str(forward_path or ""),
+            "reply": str(reply),
+        }
+        if facts.origin:
+            fields["origin"] = facts.origin
+        self._desk.record_event("rejected" if reply.is_permanent else "tempfailed", fields)
 
 
 def _granted(options: MailOptions) -> dict[str, Any]:

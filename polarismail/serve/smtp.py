@@ -20,6 +20,7 @@ from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_t
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
+from polarismail.serve.smtp_lmtp import LmtpSession
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
 from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import SmtpServer
@@ -52,7 +53,9 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
         SMTPFactory.__init__(self, portal)
         listener = listener or Listener("smtp", 25, "mx")
         self.domain = hostname  # type: ignore[assignment]  # Twisted uses both text and octets
-        self.engine_settings = evolve(settings or ServerSettings(hostname=hostname), hostname=hostname)
+        self.engine_settings = evolve(
+            settings or ServerSettings(hostname=hostname), hostname=hostname, lmtp=listener.role == "lmtp"
+        )
         self.context = SmtpContext(
             hostname=hostname,
             listener=listener,
@@ -66,7 +69,8 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
 
     def make_session(self) -> tuple[SmtpServer, SmtpSession]:
         """See CountingFactory."""
-        session = SmtpSession(self.context)
+        kind = LmtpSession if self.context.listener.role == "lmtp" else SmtpSession
+        session = kind(self.context)
         engine = SmtpServer(
             self.engine_settings,
             tls_available=self.offers_tls,

@@ -45,7 +45,7 @@ class SmtpContext:
 
     @banner.default
     def _make_banner(self) -> Reply:
-        return Reply(220, None, f"{self.hostname} ESMTP polarismail")
+        return Reply(220, None, f"{self.hostname} {'LMTP' if self.listener.role == 'lmtp' else 'ESMTP'} polarismail")
 
     @helo_reply.default
     def _make_helo_reply(self) -> Reply:

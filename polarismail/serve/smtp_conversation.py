@@ -22,6 +22,9 @@ from polarismail.values.envelope import SessionFacts
 from polarismail.values.reply import Reply
 from polarismail.wire.smtp_events import Hello
 from polarismail.wire.smtp_server import SmtpServer
+from polarismail.wire.smtp_xclient import NO_CLAIMS
+
+_PROTOCOLS = {"HELO": "SMTP", "EHLO": "ESMTP", "LHLO": "LMTP"}  # RFC 3848
 
 
 class Conversation:
@@ -38,6 +41,8 @@ class Conversation:
         self._account = ""
         self._tls = ""
         self._facts = SessionFacts()
+        self._claims = NO_CLAIMS  # of XCLIENT: they stand for what we see ourselves
+        self._forwarded = NO_CLAIMS  # of XFORWARD: they are told on, and decide nothing
 
     def _answer(self, reply: Reply) -> Deferred[None] | None:
         """Send the reply that the last event is owed; slow down, or end, a session full of errors."""
@@ -74,20 +79,31 @@ class Conversation:
         return waits
 
     def _note_facts(self) -> None:
-        peer = self._connection.peer
-        extended = self._hello is not None and self._hello.verb == "EHLO"
-        protocol = "SMTP" if not extended else "ESMTP" + ("S" if self._tls else "") + ("A" if self._account else "")
-        client, listener = self._connection.client_address, self._context.listener
+        claims, hello = self._claims, self._hello
+        protocol = _PROTOCOLS[hello.verb] if hello is not None else "SMTP"
+        if claims.protocol in ("SMTP", "ESMTP") and protocol != "LMTP":
+            protocol = claims.protocol  # the front end's own EHLO says nothing of the client that it speaks for
+        if protocol != "SMTP":
+            protocol += ("S" if self._tls else "") + ("A" if self._account else "")
+        helo = hello.domain if hello is not None else ""
+        client, listener = self._peer_address if claims.address is None else claims.address, self._context.listener
         self._facts = SessionFacts(
             listener=listener.name,
             protocol=protocol,
             client_address=client,
-            client_port=getattr(peer, "port", 0) or 0,
-            helo=self._hello.domain if self._hello is not None else "",
+            client_port=(getattr(self._connection.peer, "port", 0) or 0) if claims.port is None else claims.port,
+            helo=claims.helo or helo,
+            client_name=claims.name or "",
             account=self._account,
             tls=self._tls,
             may_relay=permits_relaying(listener, client),
+            origin=str(self._forwarded) if self._forwarded is not NO_CLAIMS else "",
         )
+
+    @property
+    def _peer_address(self) -> str:
+        """Who is at the other end of the connection, whatever they say; "local" on a UNIX socket."""
+        return self._connection.client_address
 
 
 def then(result: Any, function: Callable[..., Deferred[None] | None], *args: Any) -> Deferred[None] | None:

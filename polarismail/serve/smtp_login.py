@@ -44,7 +44,7 @@ class LoginConversation(Conversation):
 
     def auth_mechanisms(self, tls_active: bool) -> tuple[str, ...]:
         """What AUTH offers this client now: nothing in clear unless the listener says so (RFC 4954 §4)."""
-        if not tls_active and not permits_plaintext(self._context.listener, self._facts.client_address):
+        if not tls_active and not permits_plaintext(self._context.listener, self._peer_address):
             return ()
         return tuple(sasl.MECHANISMS)
 

@@ -2,8 +2,8 @@
 """One SMTP session: asks the reception about each event of the engine and says what it answered.
 
 Guarantees: exactly one reply for each command; every wait for the client has an absolute deadline; whatever breaks is told
-to the client as 4yz and ends the session. The parts are smtp_conversation (replies and budgets), smtp_login (TLS and AUTH)
-and smtp_transaction (mail).
+to the client as 4yz and ends the session. The parts are smtp_conversation (replies and budgets), smtp_login (TLS and AUTH),
+smtp_transaction (mail) and smtp_front_end (XCLIENT and XFORWARD); smtp_lmtp is what LMTP does otherwise.
 RFC 5321 §4.1, HOSTILE F12.
 """
 
@@ -16,18 +16,20 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from polarismail.net.listeners import is_front_end
 from polarismail.net.transport import Connection
 from polarismail.serve.smtp_context import SessionSettings, SmtpContext
-from polarismail.serve.smtp_transaction import TransactionConversation
+from polarismail.serve.smtp_front_end import FrontEndConversation
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire import smtp_events
 from polarismail.wire.smtp_server import SmtpServer
+from polarismail.wire.smtp_states import CONTENT_STATES, State
 
 __all__ = ["SessionSettings", "SmtpContext", "SmtpSession"]
 
 
-class SmtpSession(TransactionConversation):
+class SmtpSession(FrontEndConversation):
     """See the module. `net.transport.Session` for SMTP."""
 
     def __init__(self, context: SmtpContext) -> None:
@@ -41,6 +43,7 @@ class SmtpSession(TransactionConversation):
         assert isinstance(engine, SmtpServer)
         self._connection, self._engine = connection, engine
         self._note_facts()
+        engine.is_front_end = is_front_end(self._context.listener, self._peer_address)
         connection.send(self._engine.answer(self._context.banner))
 
     def do(self, event: Any) -> Deferred[None] | None:
@@ -51,17 +54,17 @@ class SmtpSession(TransactionConversation):
     def waiting(self) -> float:
         # Asked after each octet of a command that is not complete: the deadline must not move with them (HOSTILE F12).
         now = monotonic()
-        if self._waiting_since is None:
-            self._waiting_since = now
-            if self._draft is None:
-                return self._settings.command_seconds
-        allowed = self._settings.command_seconds
-        if self._draft is not None:
-            # It grows with what arrives, so that a whole content comes with at least so many octets a second.
-            allowed = (
-                self._settings.content_seconds + self._engine.content_octets / self._settings.min_octets_per_second
-            )
-        return max(0.0, self._waiting_since + allowed - now)
+        since, settings, state = self._waiting_since, self._settings, self._engine.state
+        if since is None:
+            since = self._waiting_since = now
+        if state not in CONTENT_STATES:
+            return max(0.0, since + settings.command_seconds - now)
+        # It grows with what arrives, so that a whole content, in chunks or not, comes with at least so many octets a second.
+        begun = since if self._chunks_since is None else self._chunks_since
+        until = begun + settings.content_seconds + self._engine.content_octets / settings.min_octets_per_second
+        if state is State.BDAT:
+            until = min(until, since + settings.command_seconds)
+        return max(0.0, until - now)
 
     def may_end(self) -> bool:
         return self._draft is None
@@ -120,7 +123,9 @@ _PERFORM: dict[type, Callable[[SmtpSession, Any], Deferred[None] | None]] = {
     smtp_events.Mail: SmtpSession._do_mail,
     smtp_events.Rcpt: SmtpSession._do_rcpt,
     smtp_events.Data: SmtpSession._do_data,
+    smtp_events.Bdat: SmtpSession._do_bdat,
     smtp_events.Content: SmtpSession._do_content,
+    smtp_events.EndOfChunk: SmtpSession._do_end_of_chunk,
     smtp_events.EndOfData: SmtpSession._do_end_of_data,
     smtp_events.Rset: SmtpSession._do_rset,
     smtp_events.Noop: SmtpSession._do_noop,
@@ -130,4 +135,6 @@ _PERFORM: dict[type, Callable[[SmtpSession, Any], Deferred[None] | None]] = {
     smtp_events.StartTls: SmtpSession._do_starttls,
     smtp_events.Auth: SmtpSession._do_auth,
     smtp_events.AuthResponse: SmtpSession._do_auth_response,
+    smtp_events.XClient: SmtpSession._do_xclient,
+    smtp_events.XForward: SmtpSession._do_xforward,
 }

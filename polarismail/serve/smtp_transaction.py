@@ -3,11 +3,12 @@
 
 Guarantees: the transaction's state lives here and in the engine only, and is forgotten at RSET, EHLO, STARTTLS and the end
 of data; a content that cannot be kept is read to its end and then refused; on doubt the connection ends (DURABILITY).
-RFC 5321 §4.1.1.
+RFC 5321 §4.1.1, RFC 3030 §2 (BDAT).
 """
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from twisted.cred.credentials import Anonymous
@@ -26,8 +27,11 @@ from polarismail.values.envelope import NO_OPTIONS, Envelope, MailOptions, Recip
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from polarismail.values.reply import Reply
 from polarismail.wire import smtp_events
+from polarismail.wire.smtp_xclient import NO_CLAIMS
 
 _NO_ENVELOPE = Envelope(None, ())
+# Each chunk costs us what a command does: below this much, more of them than junk are an attack (HOSTILE F14).
+_SMALL_CHUNK_OCTETS = 512
 
 
 class TransactionConversation(LoginConversation):
@@ -41,6 +45,8 @@ class TransactionConversation(LoginConversation):
         self._options = NO_OPTIONS
         self._draft: IDraft | None = None
         self._draft_failed = self._no_room = False
+        self._chunks_since: float | None = None  # when the first BDAT of this message came
+        self._chunk_refused = False
 
     def _do_mail(self, event: smtp_events.Mail) -> Deferred[None] | None:
         if self._reception is None:
@@ -95,16 +101,46 @@ class TransactionConversation(LoginConversation):
         return self._answer(reply)
 
     def _do_data(self, event: smtp_events.Data) -> Deferred[None] | None:
+        refusal = self._open_draft()
+        if refusal is not None:
+            self._forget_transaction()
+            return self._answer(refusal)
+        return self._answer(replies.GO_AHEAD)
+
+    def _do_bdat(self, event: smtp_events.Bdat) -> Deferred[None] | None:
+        refusal = self._open_draft()
+        if refusal is replies.UNHEALTHY:
+            return self._answer(refusal)  # which ends the session: its octets need not be waited for
+        self._chunks_since, self._chunk_refused = monotonic(), False
+        self._engine.read_chunks(refusal)
+        return None
+
+    def _open_draft(self) -> Reply | None:
+        """Begin to keep a content; why not, where that cannot be."""
+        self._draft_failed = self._no_room = False
         try:
             self._draft = self._reception.begin_content(self._facts, self._envelope)
         except SpoolFull:
-            self._forget_transaction()
-            return self._answer(replies.NO_ROOM)
+            return replies.NO_ROOM
         except SpoolUnhealthy:
-            self._forget_transaction()
-            return self._answer(replies.UNHEALTHY)
-        self._draft_failed = self._no_room = False
-        return self._answer(replies.GO_AHEAD)
+            return replies.UNHEALTHY
+        return None
+
+    def _do_end_of_chunk(self, event: smtp_events.EndOfChunk) -> Deferred[None] | None:
+        reply = event.problem
+        if reply is None and self._draft_failed:
+            reply = replies.NO_ROOM if self._no_room else replies.NOT_QUEUED
+        refused = reply is not None
+        if reply is None:
+            reply = Reply(250, (2, 0, 0), f"{event.octets} octets received")
+        if event.octets < _SMALL_CHUNK_OCTETS:
+            return self._answer_junk(reply)
+        if refused and self._chunk_refused:
+            # It was in the pipeline already (RFC 3030 §2): one message that cannot be kept is one error.
+            self._connection.send(self._engine.answer(reply))
+            return None
+        self._chunk_refused = refused
+        return self._answer(reply)
 
     def _do_content(self, event: smtp_events.Content) -> Deferred[None] | None:
         if self._draft_failed or self._draft is None:
@@ -129,11 +165,12 @@ class TransactionConversation(LoginConversation):
 
     def _do_end_of_data(self, event: smtp_events.EndOfData) -> Deferred[None] | None:
         draft, self._draft = self._draft, None
-        envelope = self._envelope
+        facts, envelope = self._facts, self._envelope
         self._forget_transaction()
         if draft is None or self._draft_failed:
-            return self._ended(replies.NO_ROOM if self._no_room else replies.NOT_QUEUED, event)
-        done = self._reception.end_of_data(self._facts, envelope, draft, event)
+            problem = event.problem if draft is None else None
+            return self._ended(problem or (replies.NO_ROOM if self._no_room else replies.NOT_QUEUED), event)
+        done = self._reception.end_of_data(facts, envelope, draft, event)
         return then(done, self._ended, event)
 
     def _ended(self, reply: Reply, event: smtp_events.EndOfData) -> Deferred[None] | None:
@@ -149,6 +186,10 @@ class TransactionConversation(LoginConversation):
 
     def _forget_transaction(self) -> None:
         self._mail, self._recipients, self._envelope = None, {}, _NO_ENVELOPE
+        self._chunks_since = None
+        if self._forwarded is not NO_CLAIMS:
+            self._forwarded = NO_CLAIMS  # XFORWARD is in effect until the end of the transaction
+            self._note_facts()
         draft, self._draft = self._draft, None
         if draft is not None:
             draft.abandon()

@@ -183,6 +183,12 @@ class SessionFacts:
     account: str = ""  # authcid's address where somebody had logged in
     tls: str = ""  # e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384"
     may_relay: bool = False  # the listener lets the client's network send anywhere without a login
+    origin: str = ""  # whom a front end has the message from, as it says (XFORWARD): for logs
+
+    @property
+    def is_lmtp(self) -> bool:
+        """A front end hands on what it has judged, and reads a reply for each recipient (RFC 2033)."""
+        return self.protocol.startswith("LMTP")
 
 
 @frozen

@@ -18,15 +18,15 @@ from polarismail.values.reply import (
     TOO_BIG,
     Reply,
 )
-from polarismail.wire.framing import DotDecoder
+from polarismail.wire.framing import ChunkDecoder, DotDecoder
 
 _NO_FIELD = re.compile(rb"^(?![!-9;-~]{1,256}[ \t]*:|[ \t])", re.MULTILINE)
 
 
 class ContentReader:
-    """Reads one message's content.
+    """Reads one message's content; what ends it, and which dots are no content, is its decoder's matter.
 
-    `rest` is None until the end of data, then the octets behind it. `size` counts unstuffed octets, `received` raw ones.
+    `rest` is None until the end of data, then the octets behind it. `size` counts octets as stored, `received` raw ones.
     """
 
     __slots__ = (
@@ -49,6 +49,7 @@ class ContentReader:
 
     def __init__(
         self,
+        decoder: DotDecoder | ChunkDecoder,
         *,
         max_octets: int,
         max_line_octets: int,
@@ -56,7 +57,7 @@ class ContentReader:
         max_header_octets: int,
         max_header_lines: int,
     ) -> None:
-        self._decoder = DotDecoder()
+        self._decoder = decoder
         self._max_octets, self._max_line, self._refuse_bare = max_octets, max_line_octets, refuse_bare
         self._max_header, self._max_lines = max_header_octets, max_header_lines
         self._header: bytearray | None = bytearray()  # the header section as far as it has come; None once judged
@@ -102,6 +103,12 @@ class ContentReader:
             if self._header is not None:
                 self._measure_header(piece, self._header)
         return piece if self.problem is None else b""
+
+    def finish(self) -> bytes:
+        """The content ends here, because its length says so: the last piece of it."""
+        assert isinstance(self._decoder, ChunkDecoder)
+        self._decoder.finish()
+        return self.receive(b"")
 
     def _measure_lines(self, piece: bytes) -> None:
         """Find a line over the limit, in hops that are as long as the limit rather than line by line.

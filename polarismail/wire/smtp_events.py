@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What an SMTP client has just done, as frozen values: the engine's whole output besides replies.
 
-Every event but Content is owed exactly one `answer()` (or `challenge()` in an AUTH exchange). RFC 5321 §4.1, RFC 3207,
-RFC 4954.
+Every event but Content is owed exactly one `answer()` (`challenge()` in an AUTH exchange, `read_chunks()` for Bdat).
+RFC 5321 §4.1, RFC 3030, RFC 3207, RFC 4954.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from attrs import field, frozen
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import NO_DSN_REQUEST, DsnRequest, ReversePath
 from polarismail.values.reply import Reply
+from polarismail.wire.smtp_xclient import Claims
 
 
 @frozen
@@ -63,10 +64,26 @@ class Data:
 
 
 @frozen
+class Bdat:
+    """The first BDAT of a message, with at least one recipient accepted: `read_chunks()` goes on to its octets."""
+
+    octets: int
+    last: bool
+
+
+@frozen
 class Content:
     """Some of the content: dots unstuffed, bare CR and LF made CRLF. No answer is owed."""
 
     octets: bytes = field(repr=False)
+
+
+@frozen
+class EndOfChunk:
+    """A chunk has come, and is not the last one. With a `problem` the message is lost: nothing of it is given out any more."""
+
+    octets: int
+    problem: Reply | None = None
 
 
 @frozen
@@ -133,6 +150,20 @@ class AuthResponse:
 
 
 @frozen
+class XClient:
+    """XCLIENT: a front end speaks for another client from now on. Answer 220 and call `client_changed()`, or refuse."""
+
+    claims: Claims
+
+
+@frozen
+class XForward:
+    """XFORWARD: where a front end has the next message from."""
+
+    claims: Claims
+
+
+@frozen
 class Refused:
     """The engine knows the answer: send `reply`. `junk`: no mail command at all. `closes`: and then close."""
 
@@ -146,7 +177,9 @@ Event = (
     | Mail
     | Rcpt
     | Data
+    | Bdat
     | Content
+    | EndOfChunk
     | EndOfData
     | Rset
     | Noop
@@ -156,5 +189,7 @@ Event = (
     | Help
     | Auth
     | AuthResponse
+    | XClient
+    | XForward
     | Refused
 )

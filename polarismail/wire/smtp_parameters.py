@@ -18,12 +18,16 @@ from typing import Any
 from polarismail.values.reply import BAD_SYNTAX, UNKNOWN_PARAMETER, Reply
 from polarismail.wire.smtp_events import Wishes
 
-OFFERABLE = ("PIPELINING", "DSN", "SMTPUTF8", "LIMITS", "FUTURERELEASE", "MT-PRIORITY")
+OFFERABLE = ("PIPELINING", "CHUNKING", "DSN", "SMTPUTF8", "LIMITS", "FUTURERELEASE", "MT-PRIORITY")
 """What a listener may be told to offer, in the order of the EHLO reply."""
 _ALWAYS = frozenset({"SIZE", "8BITMIME", "ENHANCEDSTATUSCODES", "STARTTLS", "AUTH"})
 _NOT_YET = frozenset({"REQUIRETLS", "DELIVERBY"})
-_EVERYWHERE = ("PIPELINING", "DSN", "SMTPUTF8", "LIMITS")
-DEFAULT_OFFERS = {"mx": _EVERYWHERE, "submission": (*_EVERYWHERE, "FUTURERELEASE", "MT-PRIORITY")}
+_EVERYWHERE = ("PIPELINING", "CHUNKING", "DSN", "SMTPUTF8", "LIMITS")
+DEFAULT_OFFERS = {
+    "mx": _EVERYWHERE,
+    "submission": (*_EVERYWHERE, "FUTURERELEASE", "MT-PRIORITY"),
+    "lmtp": _EVERYWHERE,
+}
 """By the role of the listener."""
 
 _PRIORITY = re.compile(r"0|-?[1-9]")
@@ -50,7 +54,7 @@ def check_offers(keywords: Iterable[str]) -> None:
 
 def offered(offers: Container[str], max_recipients: int, max_hold_seconds: int, now: float) -> list[str]:
     """The lines of EHLO's reply for what was chosen, but PIPELINING; `now` is seconds since 1970."""
-    lines = [keyword for keyword in ("DSN", "SMTPUTF8", "MT-PRIORITY") if keyword in offers]
+    lines = [keyword for keyword in ("CHUNKING", "DSN", "SMTPUTF8", "MT-PRIORITY") if keyword in offers]
     if "LIMITS" in offers:
         lines.append(f"LIMITS RCPTMAX={max_recipients}")
     if "FUTURERELEASE" in offers:

@@ -7,7 +7,8 @@ by what the caller puts in between two calls of `next_event`.
 
 Never: raises on what a client sends; knows policy (the caller asks policy between `next_event` and `answer`).
 
-RFC 5321, RFC 1870, RFC 2034, RFC 2920, RFC 3207, RFC 4954, RFC 6152; HOSTILE F1-F9, A7 and section 2.
+RFC 5321, RFC 1870, RFC 2033, RFC 2034, RFC 2920, RFC 3030, RFC 3207, RFC 4954, RFC 6152; HOSTILE F1-F9, F11, A7 and
+section 2.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import Any, Literal
 from polarismail.values import reply as replies
 from polarismail.values.reply import Reply
 from polarismail.wire.content import ContentReader
-from polarismail.wire.framing import LineProblem, LineReader
-from polarismail.wire.smtp_commands import LINE_PROBLEMS, PARSE, refuse_unknown
+from polarismail.wire.framing import ChunkDecoder, DotDecoder, LineProblem, LineReader
+from polarismail.wire.smtp_chunks import Chunks
+from polarismail.wire.smtp_commands import LINE_PROBLEMS, PARSE, refuse_out_of_order, refuse_unknown
 from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
+    Bdat,
     Content,
     Data,
     EndOfData,
@@ -41,21 +44,22 @@ from polarismail.wire.smtp_events import (
 from polarismail.wire.smtp_grammar import decode_base64
 from polarismail.wire.smtp_parameters import offered
 from polarismail.wire.smtp_states import COMMAND_STATES, LEGAL, ServerSettings, State
+from polarismail.wire.smtp_xclient import XCLIENT_KEYWORD, XFORWARD_KEYWORD
 
 # Behind these a client must wait for the reply (RFC 2920 §3.1): what stands behind them is an attack (HOSTILE F6).
-_LAST_OF_ITS_GROUP = frozenset({"EHLO", "HELO", "DATA", "STARTTLS"})
+_LAST_OF_ITS_GROUP = frozenset({"EHLO", "HELO", "LHLO", "DATA", "STARTTLS"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _OUT_OF_STEP = Refused(replies.OUT_OF_STEP, closes=True)
 # An attribute of an Enum costs five times what a global name does, and a command looks at ten of them.
-_CONNECTED, _GREETED, _READY, _MAIL, _RCPT, _CONTENT, _AUTH, _TLS, _CLOSED = State
+_CONNECTED, _GREETED, _READY, _MAIL, _RCPT, _BDAT, _CHUNK, _CONTENT, _AUTH, _TLS, _CLOSED = State
 
 
 class SmtpServer:
     """One SMTP session's engine.
 
-    Put octets in with `receive`; pull with `next_event` until it returns None; answer each event but Content with
-    `answer` (or `challenge`), and send what that returns. The banner is the first answer, owed before any event.
+    Put octets in with `receive`; pull with `next_event` until it returns None; answer each event but Content with `answer`
+    (or `challenge`, or `read_chunks`), and send what that returns. The banner is the first answer, owed before any event.
 
     `tls_available`: STARTTLS is offered. `auth_mechanisms(tls_active)`: the names of what AUTH offers now.
     """
@@ -73,6 +77,7 @@ class SmtpServer:
         self.authenticated = False
         self.recipients = 0  # accepted in this transaction
         self.out_of_step = False
+        self.is_front_end = False  # may say XCLIENT and XFORWARD: the caller knows
         self.tls_active = tls_active
         self.tls_available = tls_available
         self.auth_mechanisms = auth_mechanisms
@@ -85,6 +90,8 @@ class SmtpServer:
         self._owed: Event | Literal["banner"] | None = "banner"
         self._next: Event | None = None  # decided already
         self._content: ContentReader | None = None
+        self._chunks: Chunks | None = None
+        self._resumes = _READY  # where a chunk outside of a transaction leads back to
         self.transaction: Mail | None = None
         self.tried_recipients = 0
 
@@ -98,12 +105,13 @@ class SmtpServer:
     @property
     def awaiting_command(self) -> bool:
         """Nothing is owed, no content or exchange is under way: the client may be told goodbye (RFC 5321 §3.8)."""
-        return self._owed is None and self._next is None and self.state in COMMAND_STATES
+        return self._owed is None and self._next is None and self.state in COMMAND_STATES and self.state is not _BDAT
 
     @property
     def content_octets(self) -> int:
         """Octets of the present content that have been read, kept or not; 0 outside of one."""
-        return self._content.received if self._content is not None else 0
+        reading = self._content or self._chunks
+        return reading.received if reading is not None else 0
 
     def receive(self, octets: bytes) -> None:
         """Append to what waits. Nothing is parsed."""
@@ -125,6 +133,8 @@ class SmtpServer:
             event = self._read_content()
         elif self.state in _READING:
             event = self._read_command()
+        elif self.state is _CHUNK:
+            event = self._read_chunk()
         if event is not None and type(event) is not Content:
             self._owed = event
         return event
@@ -154,6 +164,13 @@ class SmtpServer:
         self.state = _AUTH
         return b"334 " + b2a_base64(octets, newline=False) + b"\r\n"
 
+    def read_chunks(self, refusal: Reply | None = None) -> None:
+        """Go on after Bdat. With a `refusal` nothing of this message is given out: its chunks are answered with that."""
+        bdat, self._owed = self._owed, None
+        assert type(bdat) is Bdat
+        self._chunks = Chunks(self._make_reader(ChunkDecoder()) if refusal is None else None, refusal)
+        self._next = self._start_chunk(self._chunks, bdat.octets, bdat.last)
+
     def ehlo_reply(self, greeting: str, now: float = 0.0) -> Reply:
         """The reply to EHLO: the extensions that are honoured right now. `greeting` is its first line; `now` is seconds since
         1970, for the end of what FUTURERELEASE takes."""
@@ -168,12 +185,20 @@ class SmtpServer:
             keywords.append("AUTH " + " ".join(mechanisms))
         keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
         keywords += offered(offers, settings.max_recipients, settings.max_hold_seconds, now)
+        if self.is_front_end:
+            keywords += [XCLIENT_KEYWORD, XFORWARD_KEYWORD]
         return _ehlo_reply(greeting, "\n".join(keywords))
 
     def tls_started(self) -> None:
         """TLS begins: back to the state before EHLO, everything forgotten (RFC 3207 §4.2)."""
         self._lines.drop()
         self.tls_active, self.authenticated = True, False
+        self.state = _GREETED
+        self._forget_transaction()
+
+    def client_changed(self, *, authenticated: bool) -> None:
+        """A front end speaks for another client: back to the state before EHLO."""
+        self.authenticated = authenticated
         self.state = _GREETED
         self._forget_transaction()
 
@@ -201,6 +226,63 @@ class SmtpServer:
             return Content(piece)
         return end
 
+    def begin_chunk(self, octets: int, last: bool | None) -> Event | None:
+        """BDAT was read; `last` is None where it has a word too many. What it leads to, None when octets must come first."""
+        settings = self.settings
+        known = self.content_octets
+        if octets + known > settings.max_message_octets + settings.max_discarded_octets:
+            return Refused(replies.TOO_BIG, closes=True)
+        chunks = self._chunks
+        if self.state is _RCPT:
+            if last is not None:
+                return Bdat(octets, last)
+            chunks = self._chunks = Chunks(None, replies.BAD_SYNTAX)
+        elif self.state is not _BDAT or chunks is None:
+            wanted = replies.BAD_SEQUENCE
+            if self.tried_recipients and not settings.lmtp:
+                wanted = replies.NO_VALID_RECIPIENTS
+            self._resumes = self.state
+            chunks = self._chunks = Chunks(None, wanted, outside=True)
+        elif last is None:
+            chunks.spoil(replies.BAD_SYNTAX)
+        return self._start_chunk(chunks, octets, bool(last)) or (self._read_chunk() if self._lines else None)
+
+    def _start_chunk(self, chunks: Chunks, octets: int, last: bool) -> Event | None:
+        chunks.begin(octets, last)
+        self.state = _CHUNK
+        return None if octets else self._end_chunk(chunks, b"")
+
+    def _read_chunk(self) -> Event | None:
+        chunks = self._chunks
+        assert chunks is not None
+        piece = chunks.receive(self._lines.take_at_most(chunks.left))
+        if not chunks.left:
+            return self._end_chunk(chunks, piece)
+        return Content(piece) if piece else None
+
+    def _end_chunk(self, chunks: Chunks, piece: bytes) -> Event | None:
+        tail, end = chunks.end()
+        piece += tail
+        if chunks.outside:
+            return self._end_outside_chunk(chunks, end)
+        if chunks.is_last:
+            self._forget_transaction()
+        else:
+            self.state = _BDAT
+        if piece:
+            self._next = end
+            return Content(piece)
+        return end
+
+    def _end_outside_chunk(self, chunks: Chunks, refused: Event) -> Event | None:
+        self._chunks, self.state = None, self._resumes
+        if self.state is _MAIL and chunks.is_last:
+            # What was pipelined behind it is the next transaction's.
+            self._forget_transaction()
+            if self.settings.lmtp:
+                return self._read_command()  # as many replies as recipients: none (RFC 2033 §4.3)
+        return refused
+
     def _read_command(self) -> Event | None:
         lines = self._lines
         exchange = self.state is _AUTH
@@ -224,9 +306,7 @@ class SmtpServer:
         if parse is None:
             return refuse_unknown(verb)
         if self.state not in LEGAL[verb]:
-            if verb == "DATA" and self.tried_recipients:
-                return Refused(replies.NO_VALID_RECIPIENTS)
-            return Refused(replies.BAD_SEQUENCE)
+            return refuse_out_of_order(self, verb, argument.strip(" "))
         event = parse(self, argument.strip(" "))
         return Refused(event) if isinstance(event, Reply) else event
 
@@ -280,16 +360,20 @@ class SmtpServer:
             self._forget_transaction()
             return False
         else:
-            settings = self.settings
             self.state = _CONTENT
-            self._content = ContentReader(
-                max_octets=settings.max_message_octets,
-                max_line_octets=settings.max_text_line_octets,
-                refuse_bare=settings.bare_line_ends == "refuse",
-                max_header_octets=settings.max_header_octets,
-                max_header_lines=settings.max_header_lines,
-            )
+            self._content = self._make_reader(DotDecoder())
         return True
+
+    def _make_reader(self, decoder: DotDecoder | ChunkDecoder) -> ContentReader:
+        settings = self.settings
+        return ContentReader(
+            decoder,
+            max_octets=settings.max_message_octets,
+            max_line_octets=settings.max_text_line_octets,
+            refuse_bare=settings.bare_line_ends == "refuse",
+            max_header_octets=settings.max_header_octets,
+            max_header_lines=settings.max_header_lines,
+        )
 
     def _follow_end_of_data(self, end: Any, _: Reply) -> bool:
         if end.closes:
@@ -329,13 +413,14 @@ class SmtpServer:
     def _forget_transaction(self) -> None:
         self.transaction = None
         self.recipients = self.tried_recipients = 0
-        if self.state in (_MAIL, _RCPT, _CONTENT):
+        self._chunks = None
+        if self.state in (_MAIL, _RCPT, _CONTENT, _BDAT, _CHUNK):
             self.state = _READY
 
     def _close(self) -> None:
         self.state = _CLOSED
         self._lines.drop()
-        self._next = self._content = self.transaction = None
+        self._next = self._content = self._chunks = self.transaction = None
 
 
 _READING = COMMAND_STATES | {_AUTH}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What an SMTP session may do when, as a table, and how much of it: whatever affects the state machine is settled here.
 
-RFC 5321 §4.1.4; HOSTILE section 0 and F8.
+RFC 5321 §4.1.4, RFC 3030 §2; HOSTILE section 0 and F8.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class State(enum.Enum):
     READY = "no mail transaction"
     MAIL = "a reverse-path, no recipient"
     RCPT = "at least one recipient"
+    BDAT = "some chunks, not the last one"
+    CHUNK = "reading a chunk"
     CONTENT = "reading content"
     AUTH = "a challenge is out"
     TLS = "STARTTLS was answered with 220"
@@ -29,14 +31,18 @@ class State(enum.Enum):
     __hash__ = object.__hash__
 
 
-COMMAND_STATES = frozenset({State.GREETED, State.READY, State.MAIL, State.RCPT})
+COMMAND_STATES = frozenset({State.GREETED, State.READY, State.MAIL, State.RCPT, State.BDAT})
+CONTENT_STATES = frozenset({State.BDAT, State.CHUNK, State.CONTENT})
+"""Some of the content has come, or may come at any moment."""
 
 LEGAL: dict[str, frozenset[State]] = {
     "EHLO": COMMAND_STATES,
+    "LHLO": COMMAND_STATES,
     "HELO": COMMAND_STATES,
     "MAIL": frozenset({State.READY}),
     "RCPT": frozenset({State.MAIL, State.RCPT}),
     "DATA": frozenset({State.RCPT}),
+    "BDAT": frozenset({State.RCPT, State.BDAT}),
     "RSET": COMMAND_STATES,
     "NOOP": COMMAND_STATES,
     "VRFY": COMMAND_STATES,
@@ -44,6 +50,8 @@ LEGAL: dict[str, frozenset[State]] = {
     "QUIT": COMMAND_STATES,
     "STARTTLS": frozenset({State.READY}),
     "AUTH": frozenset({State.READY}),
+    "XCLIENT": frozenset({State.GREETED, State.READY}),
+    "XFORWARD": frozenset({State.READY}),
 }
 """Which command is legal when; anything else is 503 and changes nothing (HOSTILE F8)."""
 
@@ -63,6 +71,7 @@ class ServerSettings:
     max_recipients: int = field(default=1000, validator=_check_recipients)
     max_null_path_recipients: int = 5  # a DSN has one recipient (HOSTILE section 5)
     require_auth: bool = False
+    lmtp: bool = False  # RFC 2033: LHLO, and a reply for each recipient
     bare_line_ends: Literal["normalise", "refuse"] = "normalise"
     max_text_line_octets: int = 65536
     max_command_octets: int = 2048
@@ -70,7 +79,7 @@ class ServerSettings:
     max_discarded_line_octets: int = 65536
     max_header_octets: int = 102400
     max_header_lines: int = 1000
-    offers: frozenset[str] = frozenset({"PIPELINING"})
+    offers: frozenset[str] = frozenset({"PIPELINING", "CHUNKING"})
     """Keywords of RFCs that this listener offers beyond SIZE, 8BITMIME and ENHANCEDSTATUSCODES, which each one does."""
     max_hold_seconds: int = 604800
     """What FUTURERELEASE says (RFC 4865); the reception judges."""

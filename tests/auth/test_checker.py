@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, 
 from zope.interface import Interface
 from zope.interface.verify import verifyObject
 
-from polarismail.auth.checker import DirectoryChecker, PlainCredentials
-from polarismail.auth.interfaces import IMaildropAvatar, IPlainCredentials, IReception
+from polarismail.auth.checker import DirectoryChecker, PlainCredentials, VouchedCredentials
+from polarismail.auth.interfaces import IMaildropAvatar, IPlainCredentials, IReception, IVouchedCredentials
 from polarismail.auth.logins import LoginCacheSettings, VerifiedLogins
 from polarismail.auth.passwords import Passwords, PasswordSettings, hash_password
 from polarismail.auth.portal import build_portal, credentials_for
@@ -97,12 +97,25 @@ def gate(shared: SwitchedDatabase) -> Iterator[Gate]:
     built.passwords.stop()
 
 
+def test_who_is_vouched_for_must_exist_and_needs_no_password(gate: Gate) -> None:
+    account = gate.login(VouchedCredentials("JOE@ours.example"))
+    assert str(account.address) == "joe@ours.example"
+    for name in ("alias@ours.example", "nobody@ours.example", "", "joe\0@ours.example"):
+        with pytest.raises(UnauthorizedLogin):
+            gate.login(VouchedCredentials(name))
+    assert gate.passwords.verified == 0
+    gate.database.problem = Unavailable("down")
+    with pytest.raises(Unavailable):
+        gate.login(VouchedCredentials("new@ours.example"))
+
+
 def test_interfaces(gate: Gate) -> None:
     checker = DirectoryChecker(gate.directory, gate.passwords, gate.logins)
     verifyObject(ICredentialsChecker, checker)
     verifyObject(IPlainCredentials, PlainCredentials("a", b"b"))
     verifyObject(IRealm, MailRealm(Avatar, Avatar))
-    assert set(checker.credentialInterfaces) == {IPlainCredentials, IUsernamePassword}
+    verifyObject(IVouchedCredentials, VouchedCredentials("a"))
+    assert set(checker.credentialInterfaces) == {IPlainCredentials, IUsernamePassword, IVouchedCredentials}
 
 
 def test_a_login_in_any_spelling_and_both_kinds(gate: Gate) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The pure SMTP engine as the peer of a dialogue, with a session that does what the header says.
 
-Keys: `listener: mx | submission`; `tls: none | available | active`; `auth: always | tls | never` (when AUTH is offered);
-`login: NAME PASSWORD` (accepted credentials, may be repeated); `refuse: GLOB CODE x.y.z TEXT` (what RCPT answers to a
-forward-path); `banner: CODE TEXT`; `offers: KEYWORD ...` instead of what the role's listeners offer; any integer of
+Keys: `listener: mx | submission | lmtp`; `offers: KEYWORD ...` instead of what the role's listeners offer; `tls: none |
+available | active`; `auth: always | tls | never` (when AUTH is offered); `login: NAME PASSWORD` (accepted credentials, may be
+repeated); `refuse: GLOB CODE x.y.z TEXT` (what RCPT answers to a forward-path); `banner: CODE TEXT`; any integer of
 ServerSettings by its name.
 """
 
@@ -23,8 +23,10 @@ from polarismail.wire import sasl
 from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
+    Bdat,
     Content,
     Data,
+    EndOfChunk,
     EndOfData,
     Event,
     Hello,
@@ -40,7 +42,7 @@ from polarismail.wire.smtp_parameters import DEFAULT_OFFERS
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
 
-_SETTINGS = {attribute.name: attribute for attribute in attrs.fields(ServerSettings)}
+_SETTINGS = {attribute.name for attribute in attrs.fields(ServerSettings) if attribute.type in (int, "int")}
 _ANSWERS: dict[type, Reply] = {
     Mail: replies.SENDER_OK,
     Rcpt: replies.RECIPIENT_OK,
@@ -60,6 +62,7 @@ def build_engine(options: Mapping[str, str]) -> SmtpServer:
     role = options.get("listener", "mx")
     submission = role == "submission"
     numbers["offers"] = frozenset(options["offers"].split() if "offers" in options else DEFAULT_OFFERS[role])
+    numbers["lmtp"] = role == "lmtp"
     settings = submission_settings(**numbers) if submission else ServerSettings(**numbers)
     tls, auth = options.get("tls", "available"), options.get("auth", "tls")
 
@@ -82,6 +85,7 @@ class EnginePeer:
         self._logins = {tuple(line.split(" ", 1)) for line in options.get("login", "").splitlines()}
         self._refusals = [_parse_refusal(line) for line in options.get("refuse", "").splitlines()]
         self._content = b""
+        self._accepted = 0
         self._exchange: sasl.Mechanism | None = None
         code, _, text = options.get("banner", "220 test ESMTP").partition(" ")
         self._out = self.engine.answer(Reply(int(code), None, text))
@@ -124,12 +128,20 @@ class EnginePeer:
             if event.problem is None:
                 assert event.size == len(content)
                 self.messages.append(content)
-            return engine.answer(event.problem or replies.OK)
+            reply = event.problem or replies.OK
+            # LMTP: the session counts the recipients; they are forgotten by the engine when the content ends.
+            repeats = self._accepted - 1 if engine.settings.lmtp else 0
+            return engine.answer(reply) + reply.octets * repeats
+        if isinstance(event, Bdat):
+            engine.read_chunks()
+            return b""
+        if isinstance(event, EndOfChunk):
+            return engine.answer(event.problem or Reply(250, (2, 0, 0), f"{event.octets} octets received"))
         if isinstance(event, Refused):
             self.closed = event.closes
             return engine.answer(event.reply)
         if isinstance(event, Hello):
-            reply = engine.ehlo_reply("test", time.time()) if event.verb == "EHLO" else Reply(250, None, "test")
+            reply = engine.ehlo_reply("test", time.time()) if event.verb != "HELO" else Reply(250, None, "test")
             return engine.answer(reply)
         if isinstance(event, Mail) and event.wishes is not None:
             return engine.answer(
@@ -141,10 +153,13 @@ class EnginePeer:
         if isinstance(event, AuthResponse):
             return engine.answer(replies.AUTH_CANCELLED) if event.octets is None else self._step(event.octets)
         self.closed = isinstance(event, Quit)
+        if isinstance(event, Mail):
+            self._accepted, self._content = 0, b""
         if isinstance(event, Rcpt):
             for glob, reply in self._refusals:
                 if fnmatch.fnmatchcase(str(event.forward_path), glob):
                     return engine.answer(reply)
+            self._accepted += 1
         return engine.answer(_ANSWERS.get(type(event), replies.OK))
 
     def _step(self, response: bytes | None) -> bytes:

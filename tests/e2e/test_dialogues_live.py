@@ -29,6 +29,7 @@ POP3 = [
 MORE = (
     ("mx-open", "mx", "starttls", "always"),
     ("submission-open", "submission", "starttls", "always"),
+    ("lmtp", "lmtp", "none", "never"),
     ("pop3-open", "pop3", "none", "always"),
     ("pop3-stls-open", "pop3", "starttls", "always"),
 )

@@ -69,3 +69,20 @@ def test_a_proxy_and_a_unix_socket_are_counted_in_all_but_by_no_address() -> Non
     for _ in range(3):
         counter.leave("192.0.2.99")
     assert [protocol.admit("") for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_what_counts_for_another_address_is_moved_in_both_counts(
+    workers: list[tuple[ConnectionCounter, ListenerCounter]],
+) -> None:
+    (protocol, one), (_, two) = workers
+    assert [one.admit("192.0.2.1"), two.admit("192.0.2.2"), two.admit("192.0.2.2")] == [True, True, True]
+    assert not one.move("192.0.2.1", "192.0.2.2")  # two of that already
+    assert one.move("192.0.2.1", "192.0.2.3")  # though there are three in all
+    assert one.move("192.0.2.3", "192.0.2.3")
+    two.leave("192.0.2.2")
+    assert [one.admit("192.0.2.3"), one.admit("192.0.2.3")] == [True, False]
+    one.leave("192.0.2.3")
+    one.leave("192.0.2.3")
+    two.leave("192.0.2.2")
+    assert protocol.total == 0
+    assert [one.admit("192.0.2.9"), one.admit("192.0.2.9"), two.admit("192.0.2.8")] == [True, True, True]

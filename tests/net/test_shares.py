@@ -32,6 +32,19 @@ def test_limits_hold_over_all_workers(memory: int) -> None:
     assert [counter.total for counter in counters] == [1, 2, 1]
 
 
+def test_a_connection_that_counts_for_another_address_does_so_for_all_workers(memory: int) -> None:
+    one, two = (
+        ConnectionCounter(ConnectionLimits(total=3, per_address=1), Shares(memory, 3, own).counting("smtp"))
+        for own in range(2)
+    )
+    assert one.admit("192.0.2.1") and two.admit("192.0.2.2")
+    assert one.move("192.0.2.1", "192.0.2.9")
+    assert not two.move("192.0.2.2", "192.0.2.9")
+    assert not two.admit("192.0.2.2")
+    assert two.admit("192.0.2.1")  # free again, and the total is what it was
+    assert not two.admit("192.0.2.5")
+
+
 def test_protocols_are_counted_apart(memory: int) -> None:
     shares = Shares(memory, 3, 0)
     smtp, pop3 = shares.counting("smtp"), shares.counting("pop3")

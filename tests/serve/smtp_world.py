@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from twisted.cred.checkers import AllowAnonymousAccess, InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.checkers import AllowAnonymousAccess, ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
@@ -21,7 +22,7 @@ from twisted.logger import globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from polarismail.auth.interfaces import IReception
+from polarismail.auth.interfaces import IReception, IVouchedCredentials
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.tls import make_self_signed, server_options
@@ -30,7 +31,9 @@ from polarismail.serve.smtp import ESMTPFactory
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.interfaces import IDraft
 from polarismail.values import reply as replies
+from polarismail.values.address import Mailbox
 from polarismail.values.envelope import Recipient
+from polarismail.values.errors import Unavailable
 from polarismail.values.reply import Reply
 from polarismail.wire.smtp_states import ServerSettings
 from tests.reactor import reactor, run
@@ -90,7 +93,10 @@ class Reception:
             return replies.GREYLISTED, ()
         if self.name == "stranger" and path.domain != "here.test":
             return replies.RELAY_DENIED, ()
-        return self.world.answer("rcpt", (replies.RECIPIENT_OK, (Recipient(path, path, path.domain),)))
+        # all@ stands for two recipients, one of which may have an address of its own, too.
+        targets = (path,) if path.local != "all" else (Mailbox("bob", path.domain), Mailbox("eve", path.domain))
+        recipients = tuple(Recipient(target, path, path.domain) for target in targets)
+        return self.world.answer("rcpt", (replies.RECIPIENT_OK, recipients))
 
     def begin_content(self, facts: Any, envelope: Any) -> Draft:
         if self.world.draft_error is not None:
@@ -124,6 +130,20 @@ class Realm:
         return self.world.answer("login", login)
 
 
+@implementer(ICredentialsChecker)
+class Vouching:
+    """Knows ann, whoever vouches for her."""
+
+    credentialInterfaces = (IVouchedCredentials,)
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        if credentials.authcid == "broken":
+            raise Unavailable("the directory is away")
+        if credentials.authcid != "ann":
+            raise UnauthorizedLogin
+        return b"ann"
+
+
 class SmtpWorld:
     """One listener. Use as a context manager; settings go by keyword.
 
@@ -141,6 +161,7 @@ class SmtpWorld:
         engine: ServerSettings | None = None,
         transport: TransportSettings | None = None,
         limits: ConnectionLimits | None = None,
+        xclient_networks: tuple[str, ...] = (),
     ) -> None:
         self.hold: set[str] = set()
         self.fail: set[str] = set()
@@ -164,8 +185,20 @@ class SmtpWorld:
         self.implicit = tls == "implicit"
         self.counter = ConnectionCounter(limits or ConnectionLimits())
         self.factory = ESMTPFactory(
-            Portal(Realm(self), [InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret"), AllowAnonymousAccess()]),
-            listener=Listener("smtp", 0, role, tls, "127.0.0.1", plaintext_auth, ("127.0.0.2/32",)),
+            Portal(
+                Realm(self),
+                [InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret"), Vouching(), AllowAnonymousAccess()],
+            ),
+            listener=Listener(
+                "smtp",
+                0,
+                role,
+                tls,
+                "127.0.0.1",
+                plaintext_auth,
+                ("127.0.0.2/32",),
+                xclient_networks=xclient_networks,
+            ),
             hostname="mail.here.test",
             reactor=reactor,
             tls_options=lambda: options,

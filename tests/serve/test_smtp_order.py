@@ -37,6 +37,7 @@ def test_client_leaves_while_an_answer_is_awaited(stage: str, outcome: Exception
             world.hold.add(stage)
             client.send(COMMANDS[stage].encode() + b"\r\nQUIT\r\n")
             world.wait_for(stage)
+            reset(client.socket)
         world.wait_until_empty()
         world.release(stage, outcome)
         if not (stage == "login" and outcome):
@@ -49,6 +50,7 @@ def test_client_leaves_during_a_login(tmp_path: Path) -> None:
         with world.client() as client:
             client.send(b"AUTH PLAIN AGFubgBzZWNyZXQ=\r\n")
             world.wait_for("login")
+            reset(client.socket)
         world.wait_until_empty()
         world.release("login")
         assert world.logouts == ["ann"]
@@ -65,8 +67,10 @@ def test_client_leaves_during_the_commit(leave) -> None:
             client.send(b"Subject: x\r\n\r\n.\r\n")
             world.wait_for("commit")
             leave(client.socket)
-        world.wait_until_empty()
+        if leave is reset:
+            world.wait_until_empty()
         world.release("commit")
+        world.wait_until_empty()
         assert len(world.messages) == 1 and world.drafts[0].abandoned == 0
         assert not world.logged
 
@@ -80,10 +84,55 @@ def test_client_leaves_within_the_content(held: bool) -> None:
             client.begin()
             client.send(b"Subject: x\r\n\r\ntext\r\n")
             eventually(lambda: world.drafts[0].octets, "some content")
+            reset(client.socket)
         world.wait_until_empty()
         world.release("write", Unavailable("the draft is abandoned"))
         assert world.drafts[0].abandoned == 1
         assert not world.messages and not world.logged
+
+
+@pytest.mark.parametrize("stage", ["login", "rcpt", "write", "commit", ""])
+@pytest.mark.parametrize("content", [b"BDAT 12 LAST\r\nSubject: x\r\n", b"BDAT 5\r\nSubjeBDAT 7 LAST\r\nct: x\r\n"])
+def test_a_client_that_closes_its_side_reads_every_answer(stage: str, content: bytes) -> None:
+    """As Exim does behind BDAT LAST and QUIT: who never hears of the 250 sends the message again."""
+    with SmtpWorld() as world, world.client() as client:
+        world.hold.add(stage)
+        client.send(b"MAIL FROM:<a@b.test>\r\nRCPT TO:<bob@here.test>\r\n" + content + b"QUIT\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        if stage:
+            world.wait_for(stage)
+            world.hold.clear()
+            world.release(stage)
+        answers = [250, 250, *[250] * content.count(b"BDAT"), 221, None]
+        assert [client.reply() for _ in answers] == answers
+        world.wait_until_empty()
+        assert len(world.messages) == 1 and world.logins == world.logouts
+
+
+@pytest.mark.parametrize(
+    "octets", [b"", b"NOOP", b"NOOP\r\n", b"MAIL FROM:<a@b.test>\r\nRCPT TO:<bob@here.test>\r\nBDAT 9\r\nx"]
+)
+def test_a_client_that_closes_its_side_without_a_quit_is_left_at_once(octets: bytes) -> None:
+    with SmtpWorld() as world, world.client() as client:
+        client.send(octets)
+        client.socket.shutdown(socket.SHUT_WR)
+        while client.reply() is not None:
+            pass
+        world.wait_until_empty()
+        assert not world.messages and not world.logged
+
+
+def test_a_client_that_closes_its_side_ahead_of_much_that_waits() -> None:
+    with SmtpWorld() as world, world.client() as client:
+        world.hold.add("mail")
+        client.send(b"MAIL FROM:<a@b.test>\r\n" + b"VRFY x\r\n" * 50 + b"RSET\r\n" * 20 + b"QUIT\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        world.wait_for("mail")
+        world.hold.clear()
+        world.release("mail")
+        answers = [250, *[252] * 50, *[250] * 20, 221, None]
+        assert [client.reply() for _ in answers] == answers
+        world.wait_until_empty()
 
 
 @pytest.mark.parametrize("octets", [b"", b"\x16\x03\x01\x00", b"EHLO again\r\n" * 50])

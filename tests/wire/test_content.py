@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from polarismail.values import reply as replies
 from polarismail.wire.content import ContentReader
+from polarismail.wire.framing import ChunkDecoder, DotDecoder
 from tests.wire.test_framing import cuts, slices
 
 PIECES = (
@@ -36,7 +37,7 @@ def reader(**limits: Any) -> ContentReader:
         "max_header_octets": 100,
         "max_header_lines": 5,
     }
-    return ContentReader(**{**known, **limits})
+    return ContentReader(limits.pop("decoder", None) or DotDecoder(), **{**known, **limits})
 
 
 def read(content: ContentReader, parts: list[bytes]) -> bytes:
@@ -59,6 +60,22 @@ def test_slices_do_not_matter(octets: bytes, at: list[int], refuse: bool, size: 
         results.append(
             (content.problem, content.size, content.bare, content.received, out if not content.problem else b"")
         )
+        if content.problem is None:
+            assert len(out) == content.size
+    assert results[0] == results[1] == results[2]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join), cuts, st.booleans(), st.integers(20, 300))
+@settings(deadline=None, max_examples=400)
+def test_slices_of_chunks_do_not_matter(octets: bytes, at: list[int], refuse: bool, size: int) -> None:
+    results = []
+    for parts in ([octets], slices(octets, at), [octets[i : i + 1] for i in range(len(octets))]):
+        content = reader(decoder=ChunkDecoder(), refuse_bare=refuse, max_octets=size)
+        out = read(content, parts) + content.finish()
+        results.append(
+            (content.problem, content.size, content.bare, content.received, out if not content.problem else b"")
+        )
+        assert content.received == len(octets)
         if content.problem is None:
             assert len(out) == content.size
     assert results[0] == results[1] == results[2]

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from polarismail.wire.framing import DotDecoder, LineProblem, LineReader
+from polarismail.wire.framing import ChunkDecoder, DotDecoder, LineProblem, LineReader
 
 # What ends data elsewhere, and must not here (HOSTILE F1).
 VARIANTS = (
@@ -112,6 +113,23 @@ def test_stuffed_content_comes_out_as_it_was(content: bytes, at: list[int]) -> N
     ended = content if content.endswith(b"\r\n") or not content else content + b"\r\n"
     octets = stuffed + (b"" if ended == content else b"\r\n") + b".\r\nNOOP\r\n"
     assert decode(DotDecoder(), slices(octets, at)) == (ended, 0, b"NOOP\r\n")
+
+
+@given(streams, cuts)
+@example(b"a\r\nb\r", [2])
+@example(b".\r\n.\r\n", [1])
+@example(b"\r\r\n", [1, 2])
+@settings(deadline=None, max_examples=400)
+def test_chunks_are_content_as_it_is_but_for_line_ends(octets: bytes, at: list[int]) -> None:
+    mended = re.sub(rb"\r\n|\r|\n", b"\r\n", octets)
+    bare = len(re.findall(rb"\r(?!\n)|(?<!\r)\n", octets))
+    if mended and not mended.endswith(b"\n"):
+        mended += b"\r\n"
+    for parts in ([octets], slices(octets, at), [octets[i : i + 1] for i in range(len(octets))]):
+        decoder = ChunkDecoder()
+        out = b"".join(decoder.receive(part) for part in parts)
+        decoder.finish()
+        assert (out + decoder.receive(b""), decoder.bare, decoder.rest) == (mended, bare, None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

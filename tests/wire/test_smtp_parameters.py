@@ -105,7 +105,7 @@ def test_offers_are_chosen_from_what_can_be_honoured() -> None:
         ("REQUIRETLS", "which is not honoured yet"),
         ("DELIVERBY", "which is not honoured yet"),
     ):
-        with pytest.raises(ValueError, match=f"offers: expected some of PIPELINING, DSN, .*{why}"):
+        with pytest.raises(ValueError, match=f"offers: expected some of PIPELINING, CHUNKING, DSN, .*{why}"):
             Listener("a", 1, "mx", offers=("DSN", wrong))
     with pytest.raises(ValueError, match="POP3 has not"):
         Listener("a", 1, "pop3", offers=("DSN",))

@@ -15,6 +15,7 @@ from polarismail.values.reply import Reply
 from polarismail.wire.smtp_events import (
     Auth,
     AuthResponse,
+    Bdat,
     Content,
     Data,
     EndOfData,
@@ -76,6 +77,12 @@ COMMANDS = (
     b"RCPT TO:<refused@d.example>",
     b"DATA",
     b"DATA x",
+    b"BDAT 0",
+    b"BDAT 0 LAST",
+    b"BDAT 0 FIRST",
+    b"LHLO x",
+    b"XCLIENT ADDR=192.0.2.1",
+    b"XFORWARD NAME=x",
     b"RSET",
     b"NOOP",
     b"VRFY x",
@@ -118,7 +125,9 @@ def test_any_command_in_any_state_has_exactly_one_reply(commands: list[bytes]) -
             verb = command.split(b" ")[0].decode("latin-1").upper()
             if verb in LEGAL and state not in (State.AUTH, State.TLS) and state not in LEGAL[verb]:
                 assert peer._out[:1] == b"5"
-                assert peer.engine.state is state
+                # The last chunk ends a transaction without recipients, too: what is pipelined behind it is the next one.
+                ended = state is State.MAIL and command == b"BDAT 0 LAST"
+                assert peer.engine.state is (State.READY if ended else state)
         if peer.engine.state is State.CONTENT:
             peer._out = b""
             peer.send(b"text\r\n.\r\n")
@@ -138,6 +147,10 @@ BLOCKS = (
     (b"RCPT TO:<c@d.example>\r\nNOOP\r\nVRFY x\r\n",),
     (b"AUTH PLAIN\r\n", LOGIN + b"\r\nNOOP\r\n"),
     (b"AUTH LOGIN\r\n", b"!\r\nNOOP\r\n"),
+    (b"BDAT 9\r\na: b\r\n\r\n\rBDAT 5 LAST\r\n\n..x\r",),
+    (b"BDAT 7 LAST\r\nRSET\r\n\0BDAT 3 X\r\nabcNOOP\r\n",),
+    (b"BDAT 6\r\nQUIT\r\nRSET\r\n",),
+    (b"BDAT 0\r\nBDAT 99999999999 LAST\r\n",),
     (b"x" * 3000 + b"\r\nNOOP\r\n",),
     (b"y" * 70000 + b"\r\nNOOP\r\n",),
     (b"a\0b\r\nMAIL\r\n\r\nNOOP\r\n",),
@@ -363,6 +376,47 @@ def test_memory_does_not_grow_with_content() -> None:
         assert server.buffered == 0
 
 
+def test_memory_does_not_grow_with_chunks() -> None:
+    server = ready()
+    for line, reply in (
+        (b"MAIL FROM:<a@b.example>\r\n", replies.SENDER_OK),
+        (b"RCPT TO:<c@d.example>\r\n", replies.OK),
+    ):
+        one(server, line)
+        server.answer(reply)
+    assert one(server, b"BDAT 13107000 LAST\r\n") == Bdat(13107000, True)
+    server.read_chunks()
+    for at in range(200):
+        event = one(server, b"x" * 65533 + b"\r\n")
+        assert isinstance(event, Content) and len(event.octets) <= 65536
+        if at < 199:
+            assert server.content_octets == (at + 1) * 65535
+            assert server.next_event() is None
+        assert server.buffered == 0
+    assert isinstance(server.next_event(), EndOfData)
+
+
+@given(st.lists(st.binary(max_size=30), max_size=8), st.booleans(), cuts)
+@settings(deadline=None, max_examples=200)
+def test_chunks_are_counted_as_they_were_sent(chunks: list[bytes], refused: bool, at: list[int]) -> None:
+    """Whatever is in them, and whatever becomes of them, the commands between them are found."""
+    octets = b"EHLO x\r\n"
+    head = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<%s@d.example>\r\n" % (b"refused" if refused else b"c")
+    body = b"".join(b"BDAT %d\r\n%s" % (len(chunk), chunk) for chunk in chunks)
+    peer = EnginePeer(OPTIONS)
+    peer.send(octets)
+    peer._out = b""
+    for piece in slices(head + body + b"BDAT 0 LAST\r\nVRFY x\r\n", at):
+        peer.send(piece)
+    lines = peer._out.split(b"\r\n")
+    assert len(lines) == 2 + len(chunks) + 2 + 1
+    assert lines[-2][:3] == b"252"
+    if refused:
+        assert {line[:3] for line in lines[2:-2]} == {b"554"} and not peer.messages
+    elif b"\0" not in b"".join(chunks):
+        assert len(peer.messages) == 1
+
+
 def test_what_ehlo_offers() -> None:
     text = (
         ready(ServerSettings(max_message_octets=99, offers=frozenset({"PIPELINING", "DSN", "SMTPUTF8"})))
@@ -379,6 +433,13 @@ def test_what_ehlo_offers() -> None:
         "ENHANCEDSTATUSCODES",
         "DSN",
         "SMTPUTF8",
+    ]
+    server = ready()
+    server.is_front_end = True
+    assert server.ehlo_reply("hi").text.split("\n")[-3:] == [
+        "CHUNKING",
+        "XCLIENT NAME ADDR PORT PROTO HELO LOGIN",
+        "XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE",
     ]
 
 
