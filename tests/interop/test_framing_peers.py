@@ -28,13 +28,13 @@ $smtp->command("XCLIENT", "LOGIN=ann\@here.test")->response() == 2 && $smtp->hel
 defined $smtp->supports("CHUNKING") or die "no CHUNKING";
 ${*$smtp}{"net_smtp_chunking"} = 1;  # it would wait for BINARYMIME, which is not offered
 for my $number (1 .. 2) {
-    $smtp->mail("x\@else.test") && $smtp->to("ann\@here.test", "bob\@here.test") or die $smtp->message;
-    $smtp->bdat("Subject: perl $number\r\n\r") or die $smtp->message;
+    $smtp->mail("ann\@here.test") && $smtp->to("ann\@here.test", "bob\@here.test") or die $smtp->message;
+    $smtp->bdat("From: ann\@here.test\r\nSubject: perl $number\r\n\r") or die $smtp->message;
     $smtp->bdat("\n.dot\r\n..\r\n.\r\nQUIT\r\n") or die $smtp->message;
     $smtp->bdatlast(("x" x 998 . "\r\n") x 100 . "end") or die $smtp->message;
 }
-$smtp->mail("x\@else.test") && $smtp->to("ann\@here.test") or die $smtp->message;
-$smtp->bdat("Subject: zero\r\n\r\n\0") and die "NUL was taken";
+$smtp->mail("ann\@here.test") && $smtp->to("ann\@here.test") or die $smtp->message;
+$smtp->bdat("From: ann\@here.test\r\nSubject: zero\r\n\r\n\0") and die "NUL was taken";
 $smtp->code == 554 or die $smtp->code;
 $smtp->reset && $smtp->quit or die $smtp->message;
 """
@@ -133,7 +133,7 @@ def test_greylisting_asks_about_the_client_that_a_front_end_speaks_for(server: S
         # The same from someone who has logged in at the front end: no greylisting, and mail may go anywhere.
         assert client.docmd("XCLIENT", "LOGIN=ann@here.test")[0] == 220
         client.ehlo()
-        client.sendmail("ann@here.test", ["bob@here.test"], "Subject: by a front end\r\n\r\n")
+        client.sendmail("ann@here.test", ["bob@here.test"], "From: ann@here.test\r\nSubject: by a front end\r\n\r\n")
     refused = wait_until(lambda: server.events("tempfailed"), "the refusal in the log")
     assert refused[-1]["stage"] == "greylist"
     assert refused[-1]["client"] == "203.0.113.7" and refused[-1]["helo"] == "mail.else.test"

@@ -94,7 +94,7 @@ def test_success_and_failure_are_reported_as_asked(server: Server) -> None:
             ("eve@here.test", ["NOTIFY=NEVER"]),
         ):
             assert client.rcpt(address, options)[0] == 250
-        assert client.data("Subject: dsn\r\n\r\nbody of it\r\n")[0] == 250
+        assert client.data("From: ann@here.test\r\nSubject: dsn\r\n\r\nbody of it\r\n")[0] == 250
     report = report_to(server, "ann@here.test", "Action: delivered")
     whole, recipient = blocks(report)[:2]
     assert whole["Original-Envelope-Id"] == "QQ+1" and recipient["Original-Recipient"] == "rfc822; Old+bob@here.test"
@@ -108,7 +108,7 @@ def test_an_alias_is_reported_as_expanded(server: Server) -> None:
     with server.smtp("submission", "ann@here.test") as client:
         client.mail("ann@here.test", ["ENVID=team1"])
         assert client.rcpt("team@here.test", ["NOTIFY=SUCCESS"])[0] == 250
-        assert client.data("Subject: to the team\r\n\r\nx\r\n")[0] == 250
+        assert client.data("From: ann@here.test\r\nSubject: to the team\r\n\r\nx\r\n")[0] == 250
     report = report_to(server, "ann@here.test", "Action: expanded")
     assert [block["Final-Recipient"] for block in blocks(report)[1:]] == ["rfc822; team@here.test"]
     wait_until(lambda: [m for m in server.messages("bob@here.test") if b"to the team" in m], "bob's copy")
@@ -124,7 +124,9 @@ def test_msmtp_asks_for_reports(server: Server, tmp_path: Path) -> None:
         "dsn_notify success,failure\ndsn_return headers\n"
     )
     config.chmod(0o600)
-    run_program("msmtp", "-C", config, "bob@here.test", input="Subject: by msmtp with dsn\n\nHello\n")
+    run_program(
+        "msmtp", "-C", config, "bob@here.test", input="From: ann@here.test\nSubject: by msmtp with dsn\n\nHello\n"
+    )
     report = report_to(server, "eve@here.test", "Action: delivered")
     assert "by msmtp with dsn" in report.as_string() and "Hello" not in report.as_string()
 
@@ -151,11 +153,13 @@ def test_eai_from_end_to_end(server: Server) -> None:
 
 
 def test_nothing_is_downgraded_for_a_next_hop_without_it(server: Server) -> None:
+    utf8 = ["SMTPUTF8", "BODY=8BITMIME"]
+    head = "From: ann@here.test\r\nSubject: "
     with as_joerg(server) as client:
-        utf8 = ["SMTPUTF8", "BODY=8BITMIME"]
-        client.sendmail(JOERG, ["zoe@there.test"], b"Subject: never\r\n\r\nx\r\n", utf8)
-        client.sendmail("ann@here.test", ["zoe@there.test"], "Subject: nie grün\r\n\r\nx\r\n".encode(), utf8)
-        client.sendmail("ann@here.test", ["zoe@there.test"], "Subject: goes\r\n\r\ngrün\r\n".encode(), utf8)
+        client.sendmail(JOERG, ["zoe@there.test"], f"{head}never\r\n\r\nx\r\n".encode(), utf8)
+    with server.smtp("submission", "ann@here.test") as client:
+        for rest in ("nie grün\r\n\r\nx\r\n", "goes\r\n\r\ngrün\r\n"):
+            client.sendmail("ann@here.test", ["zoe@there.test"], (head + rest).encode(), utf8)
     report = report_to(server, JOERG, "5.6.7")
     assert report.get_payload(1).get_content_type() == "message/global-delivery-status"
     assert report["To"] is not None and "jörg@bücher.test".encode() in report.as_bytes()
@@ -200,7 +204,7 @@ def test_a_message_waits_for_its_time(server: Server) -> None:
         for option, subject in ((f"HOLDUNTIL={render_moment(until)}", "tomorrow"), ("HOLDFOR=4", "in a moment")):
             assert client.mail("ann@here.test", [option])[0] == 250
             assert client.rcpt("bob@here.test")[0] == 250
-            assert client.data(f"Subject: {subject}\r\n\r\nx\r\n")[0] == 250
+            assert client.data(f"From: ann@here.test\r\nSubject: {subject}\r\n\r\nx\r\n")[0] == 250
     rows = {row["hold_until"]: row for row in server.json("queue", "list")}
     assert rows[float(int(until))]["next_attempt"] == float(int(until)) and len(rows) == 2
     server.command("queue", "retry", "--all")
@@ -224,7 +228,7 @@ def test_a_priority_is_in_the_trace_and_in_the_log(server: Server) -> None:
             b"2.3.6 4 is the priority of this message, not 9",
         )
         client.rcpt("bob@here.test")
-        assert client.data("Subject: urgent\r\n\r\nx\r\n")[0] == 250
+        assert client.data("From: ann@here.test\r\nSubject: urgent\r\n\r\nx\r\n")[0] == 250
     (message,) = wait_until(lambda: [m for m in server.messages("bob@here.test") if b"urgent" in m], "the message")
     assert b"\r\n\tfor <bob@here.test>\r\n\tPRIORITY 4;\r\n" in message
     (received,) = wait_until(lambda: [e for e in server.events("received") if "priority" in e], "its event")
@@ -265,8 +269,13 @@ def test_postfix_on_either_side(tmp_path: Path) -> None:
         with server.smtp("submission", "ann@here.test") as client:
             client.mail("ann@here.test", ["RET=HDRS", "ENVID=to+2Bpf"])
             client.rcpt(f"box@{DOMAIN}", ["NOTIFY=SUCCESS", "ORCPT=rfc822;old+2Bbox@x.test"])
-            assert client.data("Subject: to postfix\r\n\r\nx\r\n")[0] == 250
-            client.sendmail("ann@here.test", [f"jörg@{DOMAIN}"], "Subject: grün\r\n\r\nx\r\n".encode(), ["SMTPUTF8"])
+            assert client.data("From: ann@here.test\r\nSubject: to postfix\r\n\r\nx\r\n")[0] == 250
+            client.sendmail(
+                "ann@here.test",
+                [f"jörg@{DOMAIN}"],
+                "From: ann@here.test\r\nSubject: grün\r\n\r\nx\r\n".encode(),
+                ["SMTPUTF8"],
+            )
         report = report_to(server, "ann@here.test", "Action: delivered")
         whole, recipient = blocks(report)[:2]
         assert whole["Reporting-MTA"] == "dns; pf.lab.test" and whole["Original-Envelope-Id"] == "to+pf"
