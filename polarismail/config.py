@@ -17,13 +17,16 @@ from attrs import Factory, evolve, field, frozen
 from polarismail.auth.logins import LoginCacheSettings
 from polarismail.auth.passwords import PasswordSettings
 from polarismail.config_reader import FilePath, Flat, Reading, Without, read_table
+from polarismail.headroom import MemorySettings
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.listeners import NO_PORT, Listener
 from polarismail.net.proxying import ProxySettings
 from polarismail.net.resolver import ResolverSettings
+from polarismail.net.stress import StressSettings
 from polarismail.net.transport import TransportSettings
 from polarismail.policy.gate import GateSettings
 from polarismail.policy.greylisting import GreylistSettings
+from polarismail.policy.limits import RateLimits
 from polarismail.relay.local import LocalSettings
 from polarismail.relay.routing import Smarthost
 from polarismail.relay.settings import RelaySettings
@@ -33,6 +36,7 @@ from polarismail.serve.reception import ReceptionSettings
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
+from polarismail.store.space import SpaceSettings
 from polarismail.store.spool import SpoolSettings
 from polarismail.values.address import parse_domain, to_ascii
 from polarismail.values.errors import BadAddress, ConfigError
@@ -143,6 +147,9 @@ class Config:
     session: SessionSettings = field(factory=SessionSettings)
     reception: Annotated[ReceptionSettings, Flat("wishes")] = field(factory=ReceptionSettings)
     connections: ConnectionLimits = field(factory=ConnectionLimits)
+    limits: RateLimits = field(factory=RateLimits)
+    stress: Annotated[StressSettings, Flat("hurry")] = field(factory=StressSettings)
+    memory: MemorySettings = field(factory=MemorySettings)
     proxy: ProxySettings = field(factory=ProxySettings)
     transport: TransportSettings = field(factory=TransportSettings)
     gate: Annotated[GateSettings, Flat("wait", "dns", "known")] = field(factory=GateSettings)
@@ -150,6 +157,7 @@ class Config:
     auth: AuthSettings = field(factory=AuthSettings)
     directory: DirectorySettings = field(factory=DirectorySettings)
     spool: SpoolSettings = field(factory=SpoolSettings)
+    space: SpaceSettings = field(factory=SpaceSettings)
     local: LocalSettings = field(factory=LocalSettings)
     pop3: Annotated[Pop3Settings, Flat("session", "engine", "maildrop", "door")] = field(factory=Pop3Settings)
     dns: ResolverSettings = field(factory=ResolverSettings)

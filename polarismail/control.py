@@ -50,6 +50,9 @@ class Control:
     manager: Any = None
     fellows: Any = None
     lag: Any = None
+    stress: Any = None
+    space: Any = None
+    headroom: Any = None
     describe_gate: Callable[[], dict[str, Any]] | None = None
     now: Callable[[], float] = time.time
 
@@ -222,6 +225,8 @@ class Control:
         if self.manager is not None:
             found["pid"] = os.getpid() if self.fellows is None else self.fellows.place.supervisor
             found["directory"] = self.directory.statistics()
+            if self.space is not None:
+                found["space"] = self.space.statistics()
             others = [] if self.fellows is None else await self.fellows.statuses()
             found["workers"] = sorted([self.describe(), *others], key=lambda each: each["worker"])
         if self.greylist is not None:
@@ -238,6 +243,10 @@ class Control:
         }
         if self.lag is not None:
             found["lag"] = self.lag.statistics()
+        if self.headroom is not None:
+            found["memory"] = self.headroom.statistics()
+        if self.stress is not None:
+            found["connections"] = {name: each.statistics() for name, each in self.stress.items()}
         if self.describe_gate is not None:
             found["gate"] = self.describe_gate()
         if self.fellows is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,11 @@ from polarismail.config import Config
 from polarismail.control import Control
 from polarismail.control_socket import ControlServer
 from polarismail.fellows import Fellows
+from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
 from polarismail.net.accepting import Stage
+from polarismail.net.descriptors import make_room_for
 from polarismail.net.dnsbl import DnsLists
 from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
@@ -35,8 +38,11 @@ from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
 from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
+from polarismail.net.shares import alone as shares_alone
+from polarismail.net.stress import Stress
 from polarismail.net.tls import CertificateStore, Speaking
 from polarismail.policy.gatekeeper import Gatekeeper
+from polarismail.policy.limits import ClientLimits
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
@@ -49,6 +55,7 @@ from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
 from polarismail.store.known_clients import KnownClients
+from polarismail.store.space import Space
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
 from polarismail.wire.smtp_states import ServerSettings, submission_settings
@@ -88,7 +95,14 @@ class Parts:
         self.passwords = Passwords(reactor, config.auth.passwords)
         self.resolver = Resolver(reactor, config.dns)
         self.gatekeeper = self._make_gatekeeper()
-        self.gate = Gate(reactor, self.gatekeeper, config.gate.wait, record_event=record_event)
+        self._places_of_one()  # the gate looks at how many descriptors there are
+        self.gate = Gate(
+            reactor,
+            self.gatekeeper,
+            config.gate.wait,
+            record_event=record_event,
+            is_stressed=lambda: self.stress["smtp"].is_stressed(),
+        )
         self.gatekeeper.let_in = self.gate.let_in
         self.local = LocalDelivery(
             reactor,
@@ -122,6 +136,8 @@ class Parts:
             bus=None if self.fellows is None else self.fellows.bus,
             connection_limit=None if self.fellows is None else self.fellows.connection_limit,
         )
+        paths = {"spool": config.paths.spool, "state": config.paths.state, "mail": config.paths.mail}
+        self.space = Space(reactor, paths, config.space, config.smtp.max_message_octets, record_event)
         self.desk = Desk(
             hostname=config.hostname,
             spool=self.spool,
@@ -130,13 +146,15 @@ class Parts:
             record_event=record_event,
             now=now,
             check_greylist=self.greylist.check,
+            space=self.space,
             settings=config.reception,
         )
         self.doors = MaildropDoors(reactor, config.paths.mail, config.pop3.maildrop, config.pop3.door)
+        logins = VerifiedLogins(config.auth.logins)
         self.portal = build_portal(
             self.directory,
             self.passwords,
-            VerifiedLogins(config.auth.logins),
+            logins,
             lambda account, mind: Reception(self.desk, account),
             self.doors.door,
         )
@@ -158,14 +176,61 @@ class Parts:
         self.control_server = ControlServer(
             self.control, config.paths.control_socket, reactor, config.control, inherited
         )
+        self.limits = ClientLimits(
+            config.limits, shares or shares_alone(), now=time.monotonic, record_event=record_event
+        )
         self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
+        self.stress = {
+            name: Stress(reactor, counter, config.stress, record_event, name)
+            for name, counter in self._counters.items()
+        }
+        self.headroom = Headroom(
+            reactor,
+            config.memory,
+            self._workers,
+            record_event,
+            self._close_door,
+            (logins.clear, self.directory.clear_caches, self.greylist.clear_cache, self.resolver.forget),
+            self._relieve,
+        )
+        self.control.stress, self.control.space, self.control.headroom = self.stress, self.space, self.headroom
         self._factories: list[Any] = []
         self._proxy_stages: list[ProxyStage] = []
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
         shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
-        return ConnectionCounter(self.config.connections, shared)
+        counter = ConnectionCounter(self.config.connections, shared)
+        counter.trusted, counter.may_connect = self.limits.trusted, self.limits.may_connect
+        return counter
+
+    @property
+    def _workers(self) -> int:
+        return 1 if self.fellows is None else self.fellows.place.workers
+
+    def _close_door(self, closed: bool) -> None:
+        for counter in self._counters.values():
+            counter.full_of_memory = closed
+
+    def _relieve(self) -> None:
+        for stress in self.stress.values():
+            stress.relieve()
+
+    def _places_of_one(self) -> int:
+        wait = self.config.gate.wait
+        return make_room_for(self.config.connections.total, wait.max_waiting if wait.enabled else 0)
+
+    def _find_places(self) -> None:
+        """As many as the configuration says, or as descriptors allow."""
+        total = self.config.connections.total
+        places = self._places_of_one() * self._workers
+        if places < total:
+            self.log.warn(
+                "descriptors allow {places} of the {total} sessions of connections.total: raise LimitNOFILE (ulimit -n)",
+                places=places, total=total,
+            )  # fmt: skip
+        for counter in self._counters.values():
+            counter.ceiling = places
 
     def _counter_of(self, listener: Listener) -> Any:
         counter = self._counters[listener.protocol]
@@ -199,9 +264,13 @@ class Parts:
             self.directory,
             self.manager,
             *((self.fellows,) if self.fellows is not None else ()),
+            self.space,
             self.control_server,
             self.lag,
+            *self.stress.values(),
+            self.headroom,
         )
+        self._find_places()
         try:
             for part in order:
                 await maybeDeferred(getattr(part, "startService", None) or part.start)
@@ -264,6 +333,7 @@ class Parts:
             session_settings=self._session_settings(listener),
             transport_settings=self.config.transport,
             counter=self._counter_of(listener),
+            limits=self.limits,
         )
 
     def _engine_settings(self, listener: Listener) -> ServerSettings:
@@ -301,6 +371,7 @@ class Parts:
             session_settings=self.config.pop3.session,
             transport_settings=self.config.transport,
             counter=self._counter_of(listener),
+            limits=self.limits,
         )
 
     def _inside_tls(self, factory: Any, protocol: str) -> Any:
@@ -335,8 +406,14 @@ class Parts:
         """Take what may change while running; new connections and new attempts see it."""
         self.config = config
         self.desk.settings = config.reception
+        self.limits.change_settings(config.limits)
         for counter in self._counters.values():
-            counter.limits = config.connections
+            counter.limits, counter.trusted = config.connections, self.limits.trusted
+        self._find_places()
+        self.headroom.reconfigure(config.memory)
+        self.space.reconfigure(config.space, config.smtp.max_message_octets)
+        for stress in self.stress.values():
+            stress.reconfigure(config.stress)
         self.gate.settings = config.gate.wait
         self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)

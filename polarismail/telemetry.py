@@ -61,6 +61,14 @@ EVENTS = (
     "reload-failed",
     "worker-ready",  # worker pid
     "worker-ended",  # worker pid how
+    "space-short",  # no mail is taken: path free_octets total_octets free_inodes total_inodes
+    "space-enough",  # it is again: the same
+    "memory-short",  # newcomers are told 421: used_octets limit_octets
+    "memory-enough",  # they are served again: the same
+    "stress-begins",  # places run out: protocol sessions places
+    "stress-ends",  # the same
+    "limit-reached",  # client limit of allowed: a client or its network has used up one of `[limits]`
+    "connections-refused",  # at most every 10 s: protocol sessions put_out refused_by_address refused_by_network ...
     "stall",  # something blocked the reactor's thread: stalls longest_seconds
     "log",  # an ordinary Logger event: level namespace text traceback
     "log-lines-lost",  # count

@@ -81,5 +81,9 @@ class VerifiedLogins:
         """Forget one login."""
         self._kept.drop(key)
 
+    def clear(self) -> None:
+        """Forget all: each costs a hash once more."""
+        self._kept.clear()
+
     def __len__(self) -> int:
         return len(self._kept)

@@ -16,8 +16,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from polarismail.net.handshakes import HandshakeCounter
-from polarismail.net.limits import ConnectionCounter, ConnectionLimits
-from polarismail.net.transport import Connection, Engine, Session, TransportSettings
+from polarismail.net.limits import ConnectionCounter, ConnectionLimits, network_of
+from polarismail.net.transport import Connection, Engine, Hurry, Session, TransportSettings
 
 RecordEvent = Callable[[str, dict[str, Any]], None]
 
@@ -42,6 +42,7 @@ class CountingFactory:
     engine_settings: Any
     make_session: Callable[[], tuple[Engine, Session]]
     refusal: bytes  # to a client beyond the limits
+    busy: bytes  # where all places are taken
     goodbye: bytes  # to everybody, when the server stops
 
     def count(self, counter: ConnectionCounter | None, transport_settings: TransportSettings) -> None:
@@ -50,17 +51,22 @@ class CountingFactory:
         self._transport_settings = transport_settings
         self._handshakes = HandshakeCounter()
         self.connections: set[CountedConnection] = set()
+        self._counter.factories.append(self)
+        self._calm = (self.context.settings, transport_settings)
+        self._hurry: Hurry | None = None
 
     def buildProtocol(self, addr: Any) -> Protocol:
         """A connection, or a polite refusal where the client has too many."""
         address = getattr(addr, "host", "") or ""
-        implicit = self.context.listener.tls == "implicit"
-        if (implicit and not self.admits_handshake(address)) or not self._counter.admit(address):
+        if self.context.listener.tls == "implicit" and not self.admits_handshake(address):
             return Refusal(self.refusal)
+        counter = self._counter
+        if not counter.admit(address):
+            return Refusal(self.busy if counter.refused_last in ("total", "memory") else self.refusal)
         engine, session = self.make_session()
         connection = CountedConnection(self.context.reactor, engine, session, self._transport_settings)
         connection.factory = self
-        connection.address = address
+        connection.address, connection.network = address, network_of(address)
         self.connections.add(connection)
         return connection
 
@@ -75,8 +81,26 @@ class CountingFactory:
 
     def reconfigure(self, settings: Any, session_settings: Any, transport_settings: TransportSettings) -> None:
         """Other limits, for connections from now on."""
-        self.engine_settings, self._transport_settings = settings, transport_settings
-        self.context = evolve(self.context, settings=session_settings)
+        self.engine_settings = settings
+        self._calm = (session_settings, transport_settings)
+        self._settle_settings()
+
+    def hurry(self, hurry: Hurry | None) -> None:
+        """Under stress: shorter time-outs and smaller budgets for who comes. None: calm again."""
+        self._hurry = hurry
+        self._settle_settings()
+
+    def apply_settings(self, connection: CountedConnection) -> None:
+        """Have one that is here already take what new ones get."""
+        if connection in self.connections:
+            connection.change_settings(self.context.settings, self._transport_settings)
+
+    def _settle_settings(self) -> None:
+        session, transport = self._calm
+        if self._hurry is not None:
+            session, transport = session.hurried(self._hurry), transport.hurried(self._hurry)
+        self._transport_settings = transport
+        self.context = evolve(self.context, settings=session, calm_settings=self._calm[0])
 
     def forget(self, connection: CountedConnection) -> None:
         """A connection is gone."""
@@ -87,7 +111,7 @@ class CountingFactory:
         """A connection counts for another client address; False where that has too many."""
         if not self._counter.move(connection.address, address):
             return False
-        connection.address = address
+        connection.address, connection.network = address, network_of(address)
         return True
 
     def shut_down(self) -> None:
@@ -100,7 +124,7 @@ class CountedConnection(Connection):
     """A Connection whose `factory` is told once that it is gone, whatever else went wrong."""
 
     factory: Any
-    address = ""
+    address = network = ""
 
     def may_start_tls(self) -> bool:
         """See Connection."""

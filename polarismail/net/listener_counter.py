@@ -8,6 +8,7 @@ does for itself (health checks) is not counted by its address.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener, is_in
@@ -21,6 +22,12 @@ class ListenerCounter:
     def __init__(self, listener: Listener, protocol: ConnectionCounter, shared: SharedCount | None = None) -> None:
         self._listener, self._protocol, self._shared = listener, protocol, shared
         self._counts: Counter[str] = Counter()
+        self.refused_last = ""
+
+    @property
+    def factories(self) -> list[Any]:
+        """See ConnectionCounter."""
+        return self._protocol.factories
 
     def admit(self, address: str) -> bool:
         """See ConnectionCounter."""
@@ -29,10 +36,12 @@ class ListenerCounter:
         for key, limit in self._keys(address):
             admitted.append(key)
             if self._add(key) > limit:
+                self.refused_last = "listener"
                 break
         else:
             if self._protocol.admit(address):
                 return True
+            self.refused_last = self._protocol.refused_last
         for key in admitted:
             self._remove(key)
         return False

@@ -16,14 +16,42 @@ import time
 from functools import lru_cache
 from hashlib import blake2b
 
+from polarismail.net.rates import TABLE_OCTETS, SharedRate
+
 SLOTS = 16384
 PROTOCOLS = ("smtp", "pop3")
 _SESSIONS, _BEAT, _FIRST_TOTAL = 0, 1, 2
 _CELLS = 8
 _KEY_OCTETS = 16
 _PAGE = 4096
-_WORKER_OCTETS = _PAGE + len(PROTOCOLS) * SLOTS * 2
+_TABLE = SLOTS * 2
+_TABLES = 2  # of each protocol: clients, and the networks around them
+_COUNTS_OCTETS = _PAGE + len(PROTOCOLS) * _TABLES * _TABLE
+RATES = {
+    f"{kind}.{scope}": seconds
+    for kind, seconds in {
+        "connections": 60,
+        "transactions": 60,
+        "recipients": 60,
+        "failures": 3600,
+        "unknown": 86400,
+        "logins": 86400,
+    }.items()
+    for scope in ("host", "network")
+} | {"logins.name": 86400}
+"""What is counted in time, and in how many seconds."""
+_EPOCHS = 64  # where in the worker's page those of the rates are; what a dead worker counted in time is kept
+_WORKER_OCTETS = _COUNTS_OCTETS + len(RATES) * TABLE_OCTETS
 _SLACK = 1
+
+
+def alone() -> Shares:
+    """For a process that shares with nobody."""
+    descriptor = make_memory(1)
+    try:
+        return Shares(descriptor, 1, 0)
+    finally:
+        os.close(descriptor)
 
 
 def make_memory(workers: int) -> int:
@@ -51,11 +79,23 @@ class Shares:
     def counting(self, protocol: str) -> SharedCount:
         """The count of one protocol's connections. Raises ValueError for one that is not counted."""
         at = PROTOCOLS.index(protocol)
-        tables = []
+        kinds: list[list[memoryview]] = [[], []]
         for number in range(self._workers):
-            start = _PAGE + number * _WORKER_OCTETS + _PAGE + at * SLOTS * 2
-            tables.append(self._memory[start : start + SLOTS * 2].cast("H"))
-        return SharedCount(self._cells, tables, self._own, _FIRST_TOTAL + at, self.key)
+            start = _PAGE + number * _WORKER_OCTETS + _PAGE + at * _TABLES * _TABLE
+            for kind in kinds:
+                kind.append(self._memory[start : start + _TABLE].cast("H"))
+                start += _TABLE
+        return SharedCount(self._cells, kinds[0], kinds[1], self._own, _FIRST_TOTAL + at, self.key)
+
+    def rate(self, name: str) -> SharedRate:
+        """One of `RATES`. Raises ValueError for another."""
+        at = list(RATES).index(name)
+        starts = [_PAGE + number * _WORKER_OCTETS for number in range(self._workers)]
+        tables = [
+            self._memory[start + _COUNTS_OCTETS + at * TABLE_OCTETS :][:TABLE_OCTETS].cast("I") for start in starts
+        ]
+        epochs = [self._memory[start + _EPOCHS * 8 : start + _PAGE].cast("q") for start in starts]
+        return SharedRate(tables, epochs, at, self._own, self.key, RATES[name])
 
     def has_more_than_its_share(self) -> bool:
         """Whether the next client should be another worker's: those who live share the sessions evenly, give or take one."""
@@ -77,48 +117,53 @@ class Shares:
     def clear(self, worker: int) -> None:
         """It is gone, and its connections with it."""
         start = _PAGE + worker * _WORKER_OCTETS
-        self._memory[start : start + _WORKER_OCTETS] = bytes(_WORKER_OCTETS)
+        self._memory[start : start + _EPOCHS * 8] = bytes(_EPOCHS * 8)
+        self._memory[start + _PAGE : start + _COUNTS_OCTETS] = bytes(_COUNTS_OCTETS - _PAGE)
 
 
 class SharedCount:
-    """Connections of one protocol, over all workers: in all, and of each client network."""
+    """Connections of one protocol, over all workers: in all, of each client, and of each network around them."""
 
-    def __init__(self, cells: list[memoryview], tables: list[memoryview], own: int, total_at: int, key: bytes) -> None:
-        self._cells, self._tables, self._at = cells, tables, total_at
-        self._own_cells, self._own_table = cells[own], tables[own]
+    def __init__(
+        self,
+        cells: list[memoryview],
+        hosts: list[memoryview],
+        networks: list[memoryview],
+        own: int,
+        total_at: int,
+        key: bytes,
+    ) -> None:
+        self._cells, self._hosts, self._networks, self._at = cells, hosts, networks, total_at
+        self._own_cells, self._own_hosts, self._own_networks = cells[own], hosts[own], networks[own]
         self._slot = lru_cache(4096)(lambda network: _slot(network, key))
 
-    def add(self, network: str) -> tuple[int, int]:
-        """One more of ours: how many there are now in all, and from this network. `remove` takes it back."""
-        slot = self._slot(network)
-        cells, table = self._own_cells, self._own_table
+    def add(self, host: str, network: str) -> tuple[int, int, int]:
+        """One more of ours: how many there are now in all, of this client, and of its network. `remove` takes it back."""
+        cells = self._own_cells
         cells[_SESSIONS] += 1
         cells[self._at] += 1
-        if table[slot] == 0xFFFF:
-            return self.total, 0xFFFF  # far beyond every limit; `remove` may then count it low, once this flood is over
-        table[slot] += 1
-        return self.total, sum([each[slot] for each in self._tables])
+        return (
+            self.total,
+            _add(self._own_hosts, self._hosts, self._slot(host)),
+            _add(self._own_networks, self._networks, self._slot(network)),
+        )
 
-    def remove(self, network: str) -> None:
+    def remove(self, host: str, network: str) -> None:
         """One of ours is gone."""
-        slot = self._slot(network)
-        cells, table = self._own_cells, self._own_table
+        cells = self._own_cells
         cells[_SESSIONS] -= 1
         cells[self._at] -= 1
-        if table[slot]:
-            table[slot] -= 1
+        for table, slot in ((self._own_hosts, self._slot(host)), (self._own_networks, self._slot(network))):
+            if table[slot]:
+                table[slot] -= 1
 
     def add_beside(self, key: str) -> int:
         """Count something beside the connections, in the same table; how many there are now. `remove_beside` takes it back."""
-        slot, table = self._slot(key), self._own_table
-        if table[slot] == 0xFFFF:
-            return 0xFFFF
-        table[slot] += 1
-        return sum([each[slot] for each in self._tables])
+        return _add(self._own_hosts, self._hosts, self._slot(key))
 
     def remove_beside(self, key: str) -> None:
         """One of ours is gone."""
-        slot, table = self._slot(key), self._own_table
+        slot, table = self._slot(key), self._own_hosts
         if table[slot]:
             table[slot] -= 1
 
@@ -127,6 +172,13 @@ class SharedCount:
         """Over all workers."""
         at = self._at
         return sum([each[at] for each in self._cells])
+
+
+def _add(own: memoryview, tables: list[memoryview], slot: int) -> int:
+    if own[slot] == 0xFFFF:
+        return 0xFFFF  # far beyond every limit; `remove` may then count it low, once this flood is over
+    own[slot] += 1
+    return sum([each[slot] for each in tables])
 
 
 def _slot(network: str, key: bytes) -> int:

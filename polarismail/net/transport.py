@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 from typing import Protocol as Interface
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IPushProducer, ISSLTransport
@@ -31,6 +31,7 @@ from polarismail.net.stream import Stream
 from polarismail.values.network import LOCAL_CLIENT
 
 _EVENTS_A_TURN = 200
+_LINGERS = 1e9
 
 
 class Engine(Interface):
@@ -58,6 +59,12 @@ class Session(Interface):
     def waiting(self) -> float:
         """Seconds that the client has, from now, to send what the engine needs next."""
 
+    def behind(self) -> float:
+        """Seconds that we have waited for the client longer than we should have to; negative: it must not be put out."""
+
+    def change_settings(self, settings: Any) -> None:
+        """Other time-outs and budgets from now on."""
+
     def may_end(self) -> bool:
         """Whether a goodbye of ours would interrupt nothing: False within a message's content."""
 
@@ -72,6 +79,15 @@ class Session(Interface):
 
 
 @frozen
+class Hurry:
+    """What all waits and budgets are cut to while places run out (Postfix, STRESS_README)."""
+
+    command_seconds: float = 10.0
+    hard_errors: int = 1
+    max_junk_commands: int = 1
+
+
+@frozen
 class TransportSettings:
     """Bounds of every connection."""
 
@@ -80,7 +96,18 @@ class TransportSettings:
     handshakes_per_minute: int = 600  # on one listener, from one address (IPv6: one /64); 0: no limit
     write_seconds: float = 300.0
     linger_seconds: float = 10.0
+    linger_octets: int = 1048576  # what is read and thrown away meanwhile
     drain_seconds: float = 30.0  # what a transaction has left when the server is told to stop
+
+    def hurried(self, hurry: Hurry) -> TransportSettings:
+        """The same under stress."""
+        seconds = hurry.command_seconds
+        return evolve(
+            self,
+            handshake_seconds=min(self.handshake_seconds, seconds),
+            write_seconds=min(self.write_seconds, seconds),
+            linger_seconds=min(self.linger_seconds, 1.0),
+        )
 
 
 DEFAULT_SETTINGS = TransportSettings()
@@ -112,6 +139,7 @@ class Connection(Protocol):
         self._timer_due = 0.0
         self._last_words = b""
         self._direct = False
+        self._lingered = 0
 
     # -- what sessions use -------------------------------------------------------------------------------------------
 
@@ -177,6 +205,46 @@ class Connection(Protocol):
             if not self._busy:
                 self._settle()
 
+    def change_settings(self, session_settings: Any, settings: TransportSettings) -> None:
+        """Other time-outs, also for the wait that is under way."""
+        if self.closed:
+            return
+        self._settings = settings
+        self._session.change_settings(session_settings)
+        if self._closing or self._handshaking or self._writable is not None:
+            seconds = settings.write_seconds
+            if self._closing:
+                seconds = settings.linger_seconds
+            elif self._handshaking:
+                seconds = settings.handshake_seconds
+            self._wait_for_client(min(self._deadline - monotonic(), seconds))
+        elif not self._busy:
+            self._wait_for_client(self._session.waiting())
+
+    @property
+    def behind(self) -> float:
+        """Seconds that the client has kept us waiting, for who must choose whom to put out; negative: it must stay.
+        Who only lingers goes before all others, and who is served goes last."""
+        if self._closing:
+            return _LINGERS
+        if self._handshaking or self._writable is not None:
+            waits = self._settings.handshake_seconds if self._handshaking else self._settings.write_seconds
+            return waits - max(0.0, self._deadline - monotonic())
+        return -1.0 if self._busy else self._session.behind()
+
+    def put_out(self, last_words: bytes) -> None:
+        """Cut now, with last words where they can be read at once: somebody else needs the place."""
+        transport = self.transport
+        if not (self._closing or self._handshaking or self._writable is not None):
+            self.send(last_words)
+            self.flush()
+        self._closing = self._ended = True
+        if type(transport) is Stream and not transport.TLS:
+            transport.unregisterProducer()
+            transport.finish()
+        if not self.closed:
+            transport.abortConnection()
+
     def count_for(self, address: str) -> bool:
         """A front end speaks for a client with this address: whether that may have one connection more."""
         return True
@@ -215,6 +283,9 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
+            self._lingered += len(data)
+            if self._lingered > self._settings.linger_octets:
+                self.transport.abortConnection()
             return
         self.engine.receive(data)
         if not self._busy and self._writable is None:
@@ -388,10 +459,9 @@ class Connection(Protocol):
             return
         seconds = max(0.01, self._deadline - monotonic())
         self._timer_due = self._deadline
-        if self._timer is None:
-            self._timer = self._reactor.callLater(seconds, self._look)
-        else:
-            self._timer.reset(seconds)
+        if self._timer is not None:
+            self._timer.cancel()  # Twisted's reset() looks through the timers of all connections
+        self._timer = self._reactor.callLater(seconds, self._look)
 
     def _look(self) -> None:
         self._timer = None

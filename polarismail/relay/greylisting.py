@@ -69,6 +69,11 @@ class Greylist:
             looping = self._expiry.start(self.settings.expiry_interval_seconds, now=True)
             looping.addErrback(lambda failure: self.log.failure("greylist expiry ended", failure))
 
+    def clear_cache(self) -> None:
+        """Forget what is on disk as well."""
+        self._passed.clear()
+        self._clients.clear()
+
     def reconfigure(self, settings: GreylistSettings) -> None:
         """Judge by other settings from now on. The caches keep their size."""
         self.settings = settings

@@ -15,9 +15,10 @@ from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_t
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
+from polarismail.policy.limits import ClientLimits
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
-from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
+from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 
 __all__ = ["MaildropDoor", "MaildropDoors", "Pop3Factory", "Pop3SessionSettings", "Pop3Settings"]
@@ -30,7 +31,7 @@ class Pop3Factory(CountingFactory, Factory):
     there is none.
     """
 
-    refusal, goodbye = TOO_MANY_CONNECTIONS.octets, SHUTTING_DOWN.octets
+    refusal, busy, goodbye = TOO_MANY_CONNECTIONS.octets, TOO_BUSY.octets, SHUTTING_DOWN.octets
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Pop3Factory(CountingFactory, Factory):
         session_settings: Pop3SessionSettings | None = None,
         transport_settings: TransportSettings = DEFAULT_SETTINGS,
         counter: ConnectionCounter | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         self.engine_settings = settings or Pop3Settings()
         self.context = Pop3Context(
@@ -55,6 +57,7 @@ class Pop3Factory(CountingFactory, Factory):
             tls_options=tls_options,
             record_event=record_event,
             settings=session_settings or Pop3SessionSettings(),
+            limits=limits,
         )
         self.count(counter, transport_settings)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -23,7 +23,8 @@ from twisted.python.failure import Failure
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
 from polarismail.net.listeners import Listener, permits_plaintext
-from polarismail.net.transport import Connection
+from polarismail.net.transport import Connection, Hurry
+from polarismail.policy.limits import ClientLimits, LimitedClient
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
@@ -48,6 +49,14 @@ class Pop3SessionSettings:
     max_idle_commands: int = 1000  # NOOP, CAPA and RSET: more of them are an attack (HOSTILE F14)
     max_auth_failures: int = 3
 
+    def hurried(self, hurry: Hurry) -> Pop3SessionSettings:
+        """The same under stress; who has logged in keeps the usual time."""
+        return evolve(
+            self,
+            login_seconds=min(self.login_seconds, hurry.command_seconds),
+            hard_errors=min(self.hard_errors, hurry.hard_errors),
+        )
+
 
 @frozen
 class Pop3Context:
@@ -60,6 +69,8 @@ class Pop3Context:
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
     record_event: Callable[[str, dict[str, Any]], None]
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
+    calm_settings: Pop3SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
+    limits: ClientLimits | None = None
 
 
 class Pop3Session:
@@ -73,6 +84,7 @@ class Pop3Session:
         self._logout: Callable[[], None] | None = None
         self._exchange: sasl.Mechanism | None = None
         self._client_address = ""
+        self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
         self._errors = self._auth_failures = self._idle_commands = 0
         self._in_message = self._marked = False
         self._waiting_since: float | None = None
@@ -90,6 +102,8 @@ class Pop3Session:
         assert isinstance(engine, Pop3Server)
         self._connection, self._engine = connection, engine
         self._client_address = connection.client_address
+        if self._context.limits is not None:
+            self._limited = self._context.limits.client(self._client_address)
         transport: Any = connection.transport
         if hasattr(transport, "setTcpKeepAlive"):
             transport.setTcpKeepAlive(True)  # a client that vanished must not keep the lock for long
@@ -109,6 +123,15 @@ class Pop3Session:
             self._waiting_since = now
         allowed = self._settings.login_seconds if self._maildrop is None else self._settings.idle_seconds
         return max(0.0, self._waiting_since + allowed - now)
+
+    def behind(self) -> float:
+        if self._maildrop is not None or self._waiting_since is None:
+            return -1.0
+        return monotonic() - self._waiting_since
+
+    def change_settings(self, settings: Pop3SessionSettings) -> None:
+        if self._maildrop is None:
+            self._settings = settings
 
     def may_end(self) -> bool:
         return True
@@ -212,6 +235,8 @@ class Pop3Session:
         return Deferred.fromCoroutine(self._log_in_and_open(name, password, authzid))
 
     async def _log_in_and_open(self, name: str, password: bytes, authzid: str) -> None:
+        if self._limited is not None and self._limited.check_login() is not None:
+            return await _done(self._answer(events.TOO_MANY_LOGINS))
         portal = self._context.portal
         try:
             credentials = credentials_for(portal, name, password, authzid)
@@ -231,6 +256,7 @@ class Pop3Session:
             # It left while we were busy: `lost` found nothing to let go of yet.
             return self._leave()
         self._maildrop = maildrop
+        self._settings = self._context.calm_settings
         self._context.record_event(
             "login", {"client": self._client_address, "listener": self._context.listener.name, "login": name}
         )
@@ -253,10 +279,13 @@ class Pop3Session:
         self._context.record_event(
             "login-failed", {"client": self._client_address, "listener": self._context.listener.name, "login": name}
         )
+        delay_seconds = self._limited.login_failed(name) if self._limited is not None else 0.0
         if self._auth_failures >= self._settings.max_auth_failures:
             self._connection.send(self._engine.answer(events.BAD_CREDENTIALS))
             self._connection.close()
             return
+        if delay_seconds:
+            await deferLater(self._context.reactor, delay_seconds, lambda: None)
         await _done(self._answer(events.BAD_CREDENTIALS))
 
     # -- with the maildrop open --------------------------------------------------------------------------------------

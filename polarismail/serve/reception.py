@@ -33,6 +33,7 @@ from polarismail.store.interfaces import (
     Resolution,
     Submission,
 )
+from polarismail.store.space import Space
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
@@ -79,6 +80,7 @@ class Desk:
     record_event: RecordEvent
     now: Callable[[], float]
     check_greylist: CheckGreylist | None = None
+    space: Space | None = None
     settings: ReceptionSettings = field(factory=ReceptionSettings)
 
 
@@ -95,8 +97,11 @@ class Reception:
     def check_mail(
         self, facts: SessionFacts, mail: Any
     ) -> Reply | tuple[Reply, MailOptions] | Deferred[Reply | tuple[Reply, MailOptions]]:
-        """Whether this reverse-path may begin a transaction (any from a stranger, one of its own from an account), and what
-        of its wishes is granted."""
+        """Whether this reverse-path may begin a transaction (any from a stranger, one of its own from an account) and there
+        is room for what is announced (RFC 1870 §6.1); and what of its wishes is granted."""
+        space = self._desk.space
+        if space is not None and (space.is_short or (mail.size is not None and mail.size > space.free_octets)):
+            return NO_ROOM
         account, reverse_path = self.account, mail.reverse_path
         if (
             account is None

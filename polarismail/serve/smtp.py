@@ -20,9 +20,10 @@ from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_t
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.net.transport import DEFAULT_SETTINGS, TransportSettings
+from polarismail.policy.limits import ClientLimits
 from polarismail.serve.smtp_lmtp import LmtpSession
 from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
-from polarismail.values.reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS
+from polarismail.values.reply import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings
 
@@ -34,7 +35,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
     PlainCredentials at AUTH. `tls_options` returns the context factory for STARTTLS, or None while there is none.
     """
 
-    refusal, goodbye = TOO_MANY_CONNECTIONS.octets, SHUTTING_DOWN.octets
+    refusal, busy, goodbye = TOO_MANY_CONNECTIONS.octets, TOO_BUSY.octets, SHUTTING_DOWN.octets
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
         session_settings: SessionSettings | None = None,
         transport_settings: TransportSettings = DEFAULT_SETTINGS,
         counter: ConnectionCounter | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         SMTPFactory.__init__(self, portal)
         listener = listener or Listener("smtp", 25, "mx")
@@ -64,6 +66,7 @@ class ESMTPFactory(CountingFactory, SMTPFactory):
             tls_options=tls_options,
             record_event=record_event,
             settings=session_settings or SessionSettings(),
+            limits=limits,
         )
         self.count(counter, transport_settings)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from polarismail.net.listeners import Listener
+from polarismail.net.transport import Hurry
+from polarismail.policy.limits import ClientLimits
 from polarismail.values.reply import Reply
 
 
@@ -22,11 +24,24 @@ class SessionSettings:
     command_seconds: float = 300.0
     content_seconds: float = 300.0
     min_octets_per_second: int = 500
+    max_content_seconds: float = 7200.0
     soft_errors: int = 10
     soft_error_delay_seconds: float = 1.0
     hard_errors: int = 20
     max_junk_commands: int = 100
+    soft_unknown_recipients: int = 3
+    max_unknown_recipients: int = 10
     max_auth_failures: int = 3
+
+    def hurried(self, hurry: Hurry) -> SessionSettings:
+        """The same under stress."""
+        return evolve(
+            self,
+            command_seconds=min(self.command_seconds, hurry.command_seconds),
+            content_seconds=min(self.content_seconds, hurry.command_seconds),
+            hard_errors=min(self.hard_errors, hurry.hard_errors),
+            max_junk_commands=min(self.max_junk_commands, hurry.max_junk_commands),
+        )
 
 
 @frozen
@@ -40,6 +55,9 @@ class SmtpContext:
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
     record_event: Callable[[str, dict[str, Any]], None]
     settings: SessionSettings = field(factory=SessionSettings)
+    calm_settings: SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
+    """What they are when there is no stress, and for who has logged in."""
+    limits: ClientLimits | None = None
     banner: Reply = field(init=False)
     helo_reply: Reply = field(init=False)
 

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from polarismail.net.listeners import permits_relaying
 from polarismail.net.transport import Connection
+from polarismail.policy.limits import LimitedClient
 from polarismail.serve.smtp_context import SmtpContext
 from polarismail.values import reply as replies
 from polarismail.values.envelope import SessionFacts
@@ -36,7 +37,9 @@ class Conversation:
 
     def __init__(self, context: SmtpContext) -> None:
         self._context, self._settings = context, context.settings
-        self._errors = self._deferrals = self._junk = 0
+        self._errors = self._deferrals = self._junk = self._guesses = 0
+        self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
+        self._progress = 0.0  # since the connection, or the last message
         self._hello: Hello | None = None
         self._account = ""
         self._tls = ""
@@ -44,8 +47,9 @@ class Conversation:
         self._claims = NO_CLAIMS  # of XCLIENT: they stand for what we see ourselves
         self._forwarded = NO_CLAIMS  # of XFORWARD: they are told on, and decide nothing
 
-    def _answer(self, reply: Reply) -> Deferred[None] | None:
-        """Send the reply that the last event is owed; slow down, or end, a session full of errors."""
+    def _answer(self, reply: Reply, delay_seconds: float = 0.0) -> Deferred[None] | None:
+        """Send the reply that the last event is owed; slow down, or end, a session full of errors. `delay_seconds`: how long
+        the command behind a refusal waits at least."""
         self._connection.send(self._engine.answer(reply))
         if reply.code < 400:
             return None
@@ -58,12 +62,27 @@ class Conversation:
             self._deferrals += 1
             return None
         self._errors += 1
+        if self._limited is not None and reply.is_permanent:
+            self._limited.failed()
         if self._errors >= self._settings.hard_errors:
             self._connection.send(replies.TOO_MANY_ERRORS.octets)
             self._connection.close(lingers=True)
-        elif self._errors >= self._settings.soft_errors:
-            return deferLater(self._context.reactor, self._settings.soft_error_delay_seconds, lambda: None)
-        return None
+            return None
+        if self._errors >= self._settings.soft_errors:
+            delay_seconds = max(delay_seconds, self._settings.soft_error_delay_seconds)
+        return deferLater(self._context.reactor, delay_seconds, lambda: None) if delay_seconds else None
+
+    def _answer_guess(self, reply: Reply) -> Deferred[None] | None:
+        """The same for a recipient that does not exist, named by a stranger: each answer waits longer than the last, then the
+        session ends (HOSTILE A4)."""
+        self._guesses += 1
+        settings = self._settings
+        if self._limited is not None:
+            self._limited.guessed()
+        if self._guesses >= settings.max_unknown_recipients:
+            self._errors = settings.hard_errors
+        beyond = self._guesses - settings.soft_unknown_recipients
+        return self._answer(reply, settings.soft_error_delay_seconds * 2.0 ** min(beyond, 4) if beyond > 0 else 0.0)
 
     def _answer_junk(self, reply: Reply) -> Deferred[None] | None:
         """The same for commands that do nothing for mail: too many of them are an attack (HOSTILE F14)."""
@@ -77,6 +96,11 @@ class Conversation:
         waits = self._answer_junk(reply)
         self._connection.flush()
         return waits
+
+    def _meet_client(self) -> None:
+        """Another client is judged from now on: the one of `_facts`."""
+        limits = self._context.limits
+        self._limited = limits.client(self._facts.client_address) if limits is not None else None
 
     def _note_facts(self) -> None:
         claims, hello = self._claims, self._hello

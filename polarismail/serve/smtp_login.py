@@ -68,6 +68,7 @@ class LoginConversation(Conversation):
         self._forget_transaction()
         self._log_out()
         self._hello, self._account, self._exchange = None, "", None
+        self._settings = self._context.settings
         self._note_facts()
         return None
 
@@ -90,6 +91,10 @@ class LoginConversation(Conversation):
         self._exchange = None
         if isinstance(outcome, sasl.Malformed):
             return self._answer(Reply(501, (5, 5, 2), outcome.reason))
+        if self._limited is not None:
+            refusal = self._limited.check_login()
+            if refusal is not None:
+                return self._answer(refusal)
         portal = self._context.portal
         try:
             credentials = credentials_for(portal, outcome.authcid, outcome.password.encode(), outcome.authzid)
@@ -102,6 +107,7 @@ class LoginConversation(Conversation):
         self._welcomed(login)
         account = getattr(self._reception, "account", None)
         self._account = str(account.address) if account is not None else "?"
+        self._settings = self._context.calm_settings
         self._note_facts()
         return self._answer(replies.AUTHENTICATED)
 
@@ -115,11 +121,12 @@ class LoginConversation(Conversation):
             "login-failed",
             {"client": self._facts.client_address, "listener": self._context.listener.name, "login": name},
         )
+        delay_seconds = self._limited.login_failed(name) if self._limited is not None else 0.0
         if self._auth_failures >= self._settings.max_auth_failures:
             self._connection.send(self._engine.answer(replies.BAD_CREDENTIALS))
             self._connection.close(lingers=True)
             return None
-        return self._answer(replies.BAD_CREDENTIALS)
+        return self._answer(replies.BAD_CREDENTIALS, delay_seconds)
 
     def _welcomed(self, login: tuple[Any, Any, Callable[[], None]]) -> None:
         interface, avatar, logout = login

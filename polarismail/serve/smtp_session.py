@@ -28,6 +28,9 @@ from polarismail.wire.smtp_states import CONTENT_STATES, State
 
 __all__ = ["SessionSettings", "SmtpContext", "SmtpSession"]
 
+_PATIENCE = 30.0
+"""Who has not brought a message for so long is behind as who has not sent a command for a second."""
+
 
 class SmtpSession(FrontEndConversation):
     """See the module. `net.transport.Session` for SMTP."""
@@ -42,7 +45,9 @@ class SmtpSession(FrontEndConversation):
         engine = connection.engine
         assert isinstance(engine, SmtpServer)
         self._connection, self._engine = connection, engine
+        self._progress = monotonic()
         self._note_facts()
+        self._meet_client()
         engine.is_front_end = is_front_end(self._context.listener, self._peer_address)
         connection.send(self._engine.answer(self._context.banner))
 
@@ -59,12 +64,30 @@ class SmtpSession(FrontEndConversation):
             since = self._waiting_since = now
         if state not in CONTENT_STATES:
             return max(0.0, since + settings.command_seconds - now)
-        # It grows with what arrives, so that a whole content, in chunks or not, comes with at least so many octets a second.
+        # It grows with what arrives, so that a whole content, in chunks or not, comes with at least so many octets a second;
+        # but not for ever: 50 MB at the least rate would be a day.
         begun = since if self._chunks_since is None else self._chunks_since
-        until = begun + settings.content_seconds + self._engine.content_octets / settings.min_octets_per_second
+        allowed = settings.content_seconds + self._engine.content_octets / settings.min_octets_per_second
+        until = begun + min(allowed, settings.max_content_seconds)
         if state is State.BDAT:
             until = min(until, since + settings.command_seconds)
         return max(0.0, until - now)
+
+    def behind(self) -> float:
+        if self._account or self._waiting_since is None:
+            return -1.0
+        now = monotonic()
+        waited = now - self._waiting_since
+        if self._draft is not None:
+            if self._chunks_since is not None:
+                waited = now - self._chunks_since
+            return waited - self._engine.content_octets / self._settings.min_octets_per_second
+        # A command now and then is no progress: mail is.
+        return max(waited, (now - self._progress) / _PATIENCE)
+
+    def change_settings(self, settings: SessionSettings) -> None:
+        if not self._account:
+            self._settings = settings
 
     def may_end(self) -> bool:
         return self._draft is None
@@ -91,13 +114,13 @@ class SmtpSession(FrontEndConversation):
 
     def _do_hello(self, event: smtp_events.Hello) -> Deferred[None] | None:
         self._forget_transaction()
+        # The first, and the first inside TLS, are needed: under stress one command without use is too many already.
+        answer = self._answer if self._hello is None else self._answer_junk
         self._hello = event
         self._note_facts()
         if event.verb == "HELO":
-            return self._answer_junk(self._context.helo_reply)
-        return self._answer_junk(
-            self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}", time())
-        )
+            return answer(self._context.helo_reply)
+        return answer(self._engine.ehlo_reply(f"{self._context.hostname} greets {self._facts.client_address}", time()))
 
     def _do_rset(self, event: smtp_events.Rset) -> Deferred[None] | None:
         self._forget_transaction()

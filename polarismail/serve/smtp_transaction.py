@@ -29,6 +29,7 @@ from polarismail.values.reply import Reply
 from polarismail.wire import smtp_events
 from polarismail.wire.smtp_xclient import NO_CLAIMS
 
+_UNKNOWN = replies.UNKNOWN_RECIPIENT.status
 _NO_ENVELOPE = Envelope(None, ())
 # Each chunk costs us what a command does: below this much, more of them than junk are an attack (HOSTILE F14).
 _SMALL_CHUNK_OCTETS = 512
@@ -49,6 +50,10 @@ class TransactionConversation(LoginConversation):
         self._chunk_refused = False
 
     def _do_mail(self, event: smtp_events.Mail) -> Deferred[None] | None:
+        if self._limited is not None and not self._account:
+            refusal = self._limited.check_mail()
+            if refusal is not None:
+                return self._answer(refusal)
         if self._reception is None:
             d: Deferred[Any] = self._context.portal.login(Anonymous(), None, IReception, IMessageDelivery)
             return d.addCallbacks(self._welcomed_to_mail, self._not_welcomed, (event,))
@@ -89,6 +94,10 @@ class TransactionConversation(LoginConversation):
         )
 
     def _do_rcpt(self, event: smtp_events.Rcpt) -> Deferred[None] | None:
+        if self._limited is not None and not self._account:
+            refusal = self._limited.check_rcpt()
+            if refusal is not None:
+                return self._answer(refusal)
         return then(self._reception.check_rcpt(self._facts, self._envelope, event), self._rcpt_checked)
 
     def _rcpt_checked(self, result: tuple[Reply, tuple[Recipient, ...]]) -> Deferred[None] | None:
@@ -98,6 +107,8 @@ class TransactionConversation(LoginConversation):
             for recipient in recipients:
                 self._recipients.setdefault(recipient.forward_path, recipient)
             self._envelope = self._make_envelope(mail)
+        elif reply.status == _UNKNOWN and not self._account:
+            return self._answer_guess(reply)
         return self._answer(reply)
 
     def _do_data(self, event: smtp_events.Data) -> Deferred[None] | None:
@@ -175,9 +186,9 @@ class TransactionConversation(LoginConversation):
 
     def _ended(self, reply: Reply, event: smtp_events.EndOfData) -> Deferred[None] | None:
         if reply.is_positive:
-            self._errors = self._deferrals = self._junk = (
-                0  # whoever brings mail may go on: budgets are for those who do not
-            )
+            # Whoever brings mail may go on: budgets are for those who do not.
+            self._errors = self._deferrals = self._junk = 0
+            self._progress = monotonic()
         waits = self._answer(reply)
         if event.closes or reply is replies.NOT_QUEUED:
             # On doubt the connection goes too: nobody may take a later reply for this one (DURABILITY).

@@ -192,10 +192,14 @@ class Directory:
     def _poll_failed(self, failure: Failure) -> None:
         self.log.failure("watching the directory failed", failure)
 
-    def _forget(self) -> None:
+    def clear_caches(self) -> None:
+        """Forget what the database has as well."""
         self._resolutions.clear()
         self._foreign.clear()
         self._accounts.clear()
+
+    def _forget(self) -> None:
+        self.clear_caches()
         self._lookups.forget_running()
 
     # -- look-ups ----------------------------------------------------------------------------------------------------

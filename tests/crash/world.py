@@ -72,6 +72,8 @@ class World:
         text += f'control_socket = "{beside}/control"\n[log]\nfile = "{self.events}"\n'
         text += "[auth.passwords]\nmemory_kib = 64\niterations = 1\n[greylisting]\nenabled = false\n"
         text += f'[dns]\nservers = ["127.0.0.1:{dns_port}"]\n[transport]\ndrain_seconds = 5.0\n'
+        # These disks are small, and it is what happens when they are full that is looked at.
+        text += "[space]\nmin_free_part = 0.0\nmin_free_messages = 0.0\nmin_free_inodes_part = 0.0\n"
         text += f"[relay]\nport = {remote_port}\nallow_private_targets = true\nmerge_seconds = 0.2\n"
         return text + "retry_record_seconds = 0.5\n"
 

@@ -30,6 +30,10 @@ def test_limits_hold_over_all_workers(memory: int) -> None:
     counters[0].leave("192.0.2.1")
     assert counters[2].admit("192.0.2.3")
     assert [counter.total for counter in counters] == [1, 2, 1]
+    for counter in counters:
+        counter.limits = ConnectionLimits(total=9, per_address=2, per_network=5)
+    assert counters[0].admit("192.0.2.5") and not counters[1].admit("192.0.2.6") and counters[1].admit("192.0.3.1")
+    assert [counter.total_of_all for counter in counters] == [6, 6, 6]
 
 
 def test_a_connection_that_counts_for_another_address_does_so_for_all_workers(memory: int) -> None:
@@ -48,8 +52,8 @@ def test_a_connection_that_counts_for_another_address_does_so_for_all_workers(me
 def test_protocols_are_counted_apart(memory: int) -> None:
     shares = Shares(memory, 3, 0)
     smtp, pop3 = shares.counting("smtp"), shares.counting("pop3")
-    assert smtp.add("192.0.2.1") == (1, 1)
-    assert pop3.add("192.0.2.1") == (1, 1)
+    assert smtp.add("192.0.2.1", "192.0.2.0/24") == (1, 1, 1)
+    assert pop3.add("192.0.2.1", "192.0.2.0/24") == (1, 1, 1)
     assert shares.sessions() == [2, 0, 0]
     with pytest.raises(ValueError, match="not in tuple"):
         shares.counting("imap")
@@ -58,12 +62,12 @@ def test_protocols_are_counted_apart(memory: int) -> None:
 def test_what_a_dead_worker_had_is_free_again(memory: int) -> None:
     dead = Shares(memory, 3, 1)
     dead.beat()
-    dead.counting("smtp").add("192.0.2.1")
+    dead.counting("smtp").add("192.0.2.1", "192.0.2.0/24")
     supervisor = Shares(memory, 3)
     assert supervisor.sessions() == [0, 1, 0]
     supervisor.clear(1)
     assert supervisor.sessions() == [0, 0, 0]
-    assert Shares(memory, 3, 0).counting("smtp").add("192.0.2.1") == (1, 1)
+    assert Shares(memory, 3, 0).counting("smtp").add("192.0.2.1", "192.0.2.0/24") == (1, 1, 1)
     assert supervisor.silent_seconds(1) == 0.0
 
 
@@ -72,13 +76,13 @@ def test_the_next_client_is_left_to_who_has_fewer(memory: int) -> None:
     counts = [each.counting("smtp") for each in workers]
     workers[0].beat()
     for _ in range(5):
-        counts[0].add("192.0.2.1")
+        counts[0].add("192.0.2.1", "192.0.2.0/24")
     assert not workers[0].has_more_than_its_share()  # nobody else lives
     workers[1].beat()
     assert workers[0].has_more_than_its_share()
     assert not workers[1].has_more_than_its_share()
     for _ in range(4):
-        counts[1].add("192.0.2.2")
+        counts[1].add("192.0.2.2", "192.0.2.0/24")
     assert not workers[0].has_more_than_its_share()
 
 
@@ -86,6 +90,6 @@ def test_networks_that_share_a_slot_are_never_counted_too_low(memory: int) -> No
     count = Shares(memory, 3, 0).counting("smtp")
     networks = [f"10.0.{at // 250}.{at % 250}" for at in range(2000)]
     for network in networks:
-        assert count.add(network)[1] >= 1
-    assert all(count.add(network)[1] >= 2 for network in networks[:100])
+        assert count.add(network, "10.0.0.0/8")[1] >= 1
+    assert all(count.add(network, "10.0.0.0/8")[1] >= 2 for network in networks[:100])
     assert count.total == 2100

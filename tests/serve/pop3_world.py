@@ -18,9 +18,12 @@ from twisted.internet.defer import Deferred, fail
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
+from polarismail.net.shares import alone
 from polarismail.net.tls import make_self_signed, server_options
 from polarismail.net.transport import TransportSettings
+from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.pop3 import MaildropDoors, Pop3Factory, Pop3SessionSettings, Pop3Settings
 from polarismail.store import maildir as names
 from polarismail.store.interfaces import Account
@@ -76,6 +79,8 @@ class Pop3World:
         session: Pop3SessionSettings | None = None,
         engine: Pop3Settings | None = None,
         transport: TransportSettings | None = None,
+        rates: RateLimits | None = None,
+        places: int = 100,
     ) -> None:
         self.root = folder / "mail"
         self.root.mkdir(exist_ok=True)
@@ -87,6 +92,7 @@ class Pop3World:
         self.realm = Realm(self.maildrops, uid)
         options = None if tls == "none" else server_options(self._pem[0], self._pem[1])
         self.implicit = tls == "implicit"
+        self.counter = ConnectionCounter(ConnectionLimits(total=places))
         self.factory = Pop3Factory(
             Portal(self.realm, [Checker(**dict.fromkeys(ACCOUNTS, b"secret"))]),
             listener=Listener("pop3", 0, "pop3", tls, "127.0.0.1", plaintext_auth, ("127.0.0.2/32",)),
@@ -97,6 +103,9 @@ class Pop3World:
             settings=engine,
             session_settings=session or evolve(Pop3SessionSettings(), soft_error_delay_seconds=0.0),
             transport_settings=transport or TransportSettings(),
+            counter=self.counter,
+            limits=rates
+            and ClientLimits(rates, alone(), now=lambda: 8640000.0, record_event=lambda name, fields: None),
         )
         self._served: Any = TLSMemoryBIOFactory(options, False, self.factory) if self.implicit else self.factory
 

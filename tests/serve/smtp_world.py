@@ -25,8 +25,10 @@ from zope.interface import implementer
 from polarismail.auth.interfaces import IReception, IVouchedCredentials
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
+from polarismail.net.shares import alone
 from polarismail.net.tls import make_self_signed, server_options
 from polarismail.net.transport import TransportSettings
+from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.smtp import ESMTPFactory
 from polarismail.serve.smtp_session import SessionSettings
 from polarismail.store.interfaces import IDraft
@@ -161,6 +163,7 @@ class SmtpWorld:
         engine: ServerSettings | None = None,
         transport: TransportSettings | None = None,
         limits: ConnectionLimits | None = None,
+        rates: RateLimits | None = None,
         xclient_networks: tuple[str, ...] = (),
     ) -> None:
         self.hold: set[str] = set()
@@ -182,8 +185,13 @@ class SmtpWorld:
             make_self_signed("localhost", pem[0], pem[1], ca_path=pem[2])
             options = server_options(pem[0], pem[1])
             self.client_tls = ssl.create_default_context(cafile=pem[2])
+        self.now = 1000.0 * 86400  # for rates
         self.implicit = tls == "implicit"
         self.counter = ConnectionCounter(limits or ConnectionLimits())
+        judge = None
+        if rates is not None:
+            judge = ClientLimits(rates, alone(), now=lambda: self.now, record_event=self._record_event)
+            self.counter.trusted, self.counter.may_connect = judge.trusted, judge.may_connect
         self.factory = ESMTPFactory(
             Portal(
                 Realm(self),
@@ -202,11 +210,12 @@ class SmtpWorld:
             hostname="mail.here.test",
             reactor=reactor,
             tls_options=lambda: options,
-            record_event=lambda name, fields: self.events.append((name, fields)),
+            record_event=self._record_event,
             settings=engine,
             session_settings=session or SessionSettings(soft_error_delay_seconds=0.0),
             transport_settings=transport or TransportSettings(),
             counter=self.counter,
+            limits=judge,
         )
         self._served: Any = TLSMemoryBIOFactory(options, False, self.factory) if self.implicit else self.factory
 
@@ -225,6 +234,9 @@ class SmtpWorld:
         for connection in list(self.factory.connections):
             connection.transport.abortConnection()
         await deferLater(reactor, 0.01)
+
+    def _record_event(self, name: str, fields: dict[str, Any]) -> None:
+        self.events.append((name, fields))
 
     def _observe(self, event: dict[str, Any]) -> None:
         if event.get("log_failure") is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import poplib
 import socket
@@ -13,9 +14,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import fail
 
-from polarismail.net.transport import TransportSettings
+from polarismail.net import eviction
+from polarismail.net.stress import Stress, StressSettings
+from polarismail.net.transport import Hurry, TransportSettings
+from polarismail.policy.limits import RateLimits
 from polarismail.serve.pop3 import Pop3SessionSettings
-from tests.reactor import run
+from tests.reactor import reactor, run
 from tests.serve.pop3_world import Pop3World
 
 HEADER = b"Subject: hello\nFrom: a@example.com\n\n"
@@ -323,3 +327,49 @@ def _break_second_piece(connection) -> None:
             return fail(OSError(5, "Input/output error"))
 
     maildrop.read = lambda entry: read(entry).addCallback(Broken)
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_logins_of_a_client_end_before_the_password_is_looked_at(tmp_path: Path) -> None:
+    rates = RateLimits(trusted_networks=(), login_failures_per_day=2, slow_login_failures=1)
+    with Pop3World(tmp_path, rates=rates) as world:
+        for _ in range(2):
+            client = poplib.POP3("127.0.0.1", world.port, timeout=20)
+            client.user("anna")
+            with pytest.raises(poplib.error_proto, match="AUTH"):
+                client.pass_("wrong")
+            client.close()
+        with pytest.raises(poplib.error_proto, match=r"SYS/TEMP\] Too many wrong logins"):
+            login(world)
+
+
+def test_under_stress_strangers_have_less_time_and_who_has_logged_in_has_not(tmp_path: Path) -> None:
+    with Pop3World(tmp_path, places=2) as world:
+        settings = StressSettings(hurry=Hurry(command_seconds=0.3))
+        stress = Stress(reactor, world.counter, settings, lambda name, fields: None, "pop3")
+        client, stranger = login(world), socket.create_connection(("127.0.0.1", world.port), 10)
+        lines = stranger.makefile("rb")
+        assert lines.readline().startswith(b"+OK")
+        run(stress.look)
+        assert stress.is_stressed() and lines.read() == b""
+        client.noop()
+        client.quit()
+        stranger.close()
+
+
+def test_a_newcomer_has_the_place_of_a_stranger_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.05)
+    with Pop3World(tmp_path, places=2) as world:
+        Stress(reactor, world.counter, StressSettings(), lambda name, fields: None, "pop3")
+        client, stranger = login(world), socket.create_connection(("127.0.0.1", world.port), 10)
+        lines = stranger.makefile("rb")
+        assert lines.readline().startswith(b"+OK")
+        time.sleep(0.1)
+        newcomer = login(world, "bert")
+        with contextlib.suppress(ConnectionResetError):
+            assert lines.readline().startswith(b"-ERR [SYS/TEMP] Too busy") and lines.read() == b""
+        client.noop()
+        newcomer.quit()
+        stranger.close()

@@ -16,8 +16,8 @@ from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
-from polarismail.values.reply import NO_ROOM, NOT_QUEUED, TRY_AGAIN, Reply
-from polarismail.wire.smtp_events import EndOfData, Rcpt
+from polarismail.values.reply import NO_ROOM, NOT_QUEUED, SENDER_OK, TRY_AGAIN, Reply
+from polarismail.wire.smtp_events import EndOfData, Mail, Rcpt
 
 BOB = Mailbox("bob", "here.test")
 ENVELOPE = Envelope(None, (Recipient(BOB, BOB, LOCAL, 1),))
@@ -105,3 +105,15 @@ def test_a_recipient_that_cannot_be_looked_up_is_try_again(problem: Exception) -
     assert isinstance(judged, Deferred)
     judged.addCallback(answers.append)
     assert answers == [(TRY_AGAIN, ())]
+
+
+def test_no_transaction_begins_where_there_is_no_room_for_it() -> None:
+    space = SimpleNamespace(is_short=False, free_octets=1000)
+    taking = reception(space=space)
+
+    def mail(size: int | None) -> Any:
+        return taking.check_mail(SessionFacts(), Mail(None, size=size))
+
+    assert [mail(None), mail(1000), mail(1001)] == [SENDER_OK, SENDER_OK, NO_ROOM]
+    space.is_short = True
+    assert mail(None) == mail(1) == NO_ROOM

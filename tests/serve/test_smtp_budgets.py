@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_errors_slow_the_session_down() -> None:
 
 @pytest.mark.parametrize("command", ["NOOP", "RSET", "HELP", "VRFY x", "EHLO me.test", "HELO me.test"])
 def test_commands_that_bring_no_mail_are_limited(command: str) -> None:
-    with SmtpWorld(session=evolve(SESSION, max_junk_commands=5)) as world, world.client(hello=False) as client:
+    with SmtpWorld(session=evolve(SESSION, max_junk_commands=5)) as world, world.client() as client:
         codes = [client.say(command) for _ in range(6)]
         assert all(code in (250, 214, 252) for code in codes[:5])
         assert codes[5] == 421
@@ -95,8 +96,29 @@ def test_recipients_that_are_told_to_come_again_are_no_errors_but_have_an_end() 
 def test_guessing_recipients_is_limited() -> None:
     with SmtpWorld() as world, world.client() as client:
         assert client.say("MAIL FROM:<a@b.test>") == 250
-        codes = [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(20)]
-        assert codes == [550] * 20 and client.reply() == 421
+        codes = [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(10)]
+        assert codes == [550] * 10 and [client.reply(), client.reply()] == [421, None]
+
+
+def test_each_guess_waits_longer_than_the_last() -> None:
+    """Three are a mistake; from then on the commands behind an answer wait, and nothing that follows a 421 is answered."""
+    session = SessionSettings(soft_error_delay_seconds=0.05, max_unknown_recipients=6)
+    with SmtpWorld(session=session) as world, world.client() as client:
+        assert client.say("MAIL FROM:<a@b.test>") == 250
+        client.send(b"RCPT TO:<unknown@here.test>\r\n" * 7)
+        codes, times = [], []
+        for _ in range(8):
+            codes.append(client.reply())
+            times.append(time.monotonic())
+        assert codes == [550] * 6 + [421, None]
+        assert times[4] - times[3] >= 0.1 and times[5] - times[4] >= 0.2
+
+
+def test_whoever_has_logged_in_may_name_more_that_do_not_exist() -> None:
+    with SmtpWorld() as world, world.client() as client:
+        assert client.say("AUTH PLAIN AGFubgBzZWNyZXQ=") == 235
+        assert client.say("MAIL FROM:<a@b.test>") == 250
+        assert [client.say(f"RCPT TO:<unknown{n}@here.test>") for n in range(15)] == [550] * 15
 
 
 def test_the_reception_sees_the_recipients_so_far_and_one_of_each() -> None:
@@ -160,6 +182,19 @@ def test_a_network_is_an_ipv4_address_or_an_ipv6_64() -> None:
     counter.leave("2001:db8::1")
     assert counter.admit("2001:db8::3")
     assert counter.total == 6
+
+
+def test_a_network_around_many_clients_has_a_limit_and_loopback_has_none() -> None:
+    counter = ConnectionCounter(ConnectionLimits(total=100, per_address=5, per_network=2))
+    assert counter.admit("192.0.2.1") and counter.admit("192.0.2.2") and not counter.admit("::ffff:192.0.2.3")
+    assert counter.admit("192.0.3.1")
+    assert (
+        counter.admit("2001:db8:1:1::1") and counter.admit("2001:db8:1:2::1") and not counter.admit("2001:db8:1:3::1")
+    )
+    assert all(counter.admit(f"127.0.0.{at}") for at in range(1, 6))
+    assert counter.refused == {"network": 2} and counter.total == 10
+    counter.limits = ConnectionLimits(total=100, per_address=5, per_network=0)
+    assert counter.admit("192.0.2.4")
 
 
 def test_all_connections_together_have_a_limit_that_may_change() -> None:

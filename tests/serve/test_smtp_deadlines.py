@@ -57,6 +57,15 @@ def test_a_content_that_trickles_in_is_cut_and_its_draft_abandoned(tmp_path: Pat
         assert world.drafts[0].abandoned == 1 and not world.messages
 
 
+def test_a_content_that_keeps_the_least_rate_does_not_go_on_for_ever() -> None:
+    session = evolve(SESSION, min_octets_per_second=1, max_content_seconds=0.5)
+    with SmtpWorld(session=session, transport=BRIEF) as world, world.client() as client:
+        client.begin()
+        trickle(client, b"text\r\n", world)
+        world.wait_until_empty()
+        assert world.drafts[0].abandoned == 1 and not world.messages
+
+
 def test_octets_of_an_auth_exchange_buy_no_time(tmp_path: Path) -> None:
     with SmtpWorld(session=evolve(SESSION, command_seconds=0.5), transport=BRIEF) as world, world.client() as client:
         assert client.say("AUTH LOGIN") == 334

@@ -126,7 +126,7 @@ def test_connections_count_for_the_client_that_is_spoken_for() -> None:
                 assert four.say("XCLIENT ADDR=192.0.2.8") == 220
                 assert five.say("NOOP") == 250
         world.wait_until_empty()
-        assert not run(lambda: world.counter._by_network)
+        assert not run(lambda: world.counter._hosts or world.counter._networks)
 
 
 def test_moving_a_count_keeps_the_total() -> None:
@@ -137,7 +137,7 @@ def test_moving_a_count_keeps_the_total() -> None:
     assert counter.move("192.0.2.2", "192.0.2.2")
     counter.leave("192.0.2.3")
     counter.leave("192.0.2.2")
-    assert counter.total == 0 and not counter._by_network
+    assert counter.total == 0 and not counter._hosts and not counter._networks
 
 
 def test_xforward_is_told_on_and_decides_nothing() -> None:
