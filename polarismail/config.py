@@ -237,6 +237,9 @@ def parse(path: str, text: str) -> Config:
     config: Config = read_table(Config, table, reading)
     if reading.problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in reading.problems))
+    if "_" in config.hostname or not config.hostname.isascii():
+        # Domains of others may; the name of a client or server may not (RFC 5321 §4.1.2, RFC 6531 §3.7.1).
+        raise ConfigError(f'{path}: hostname: expected letters, digits and hyphens, found "{config.hostname}"')
     routing = evolve(config.relay.routing, smarthost=config.smarthost, domains=config.smarthosts)
     return evolve(config, hostname=config.hostname or _own_name(), relay=evolve(config.relay, routing=routing))
 

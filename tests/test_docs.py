@@ -20,10 +20,13 @@ from polarismail.cli.main import command
 from polarismail.config import Config
 from polarismail.config_reader import is_table, keys_of
 from polarismail.telemetry import EVENTS
+from tests.rfc_sentences import TEXTS, WORDS, sentences, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.rst"))
+# Issue 4 names them: each MUST and SHOULD of theirs that concerns a server has a row in docs/rfc-requirements.tsv.
+RFCS = (5321, 1870, 2034, 2920, 3030, 3461, 6152, 6531, 7505, 9422)
 REFERENCE = re.compile(r"RFC \d+(?: §[0-9A-Z]+(?:\.\d+)*)?")
 
 
@@ -46,6 +49,19 @@ def rows() -> list[dict[str, str]]:
     """docs/rfc.tsv."""
     with (DOCS / "rfc.tsv").open(newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
+
+
+@cache
+def requirements() -> list[dict[str, str]]:
+    """docs/rfc-requirements.tsv."""
+    with (DOCS / "rfc-requirements.tsv").open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def numbers_in(text: str) -> list[int]:
+    """`1,3-5` is 1, 3, 4, 5; `-` is nothing."""
+    spans = [span.partition("-") for span in text.split(",") if span != "-"]
+    return [number for first, _, last in spans for number in range(int(first), int(last or first) + 1)]
 
 
 def check_test(name: str) -> None:
@@ -152,12 +168,64 @@ def test_every_rfc_of_the_sources_is_in_the_table() -> None:
 
 
 def test_every_row_of_the_rfc_table_holds() -> None:
+    assert '\t"' not in source("docs/rfc.tsv"), "a quote at the start of a cell begins a quoted one: Sphinx stops there"
     for row in rows():
         references = REFERENCE.findall(source(f"polarismail/{row['code']}"))
         number, _, section = row["reference"].partition(" §")
         named = row["reference"] in references or (section and f"§{section}" in source(f"polarismail/{row['code']}"))
         assert named and number in {each.split(" §")[0] for each in references}, row
         check_test(row["test"])
+
+
+# -- the requirements of RFCs ------------------------------------------------------------------------------------------
+
+
+def test_every_requirement_is_well_formed() -> None:
+    assert requirements()
+    for row in requirements():
+        assert None not in row and None not in row.values(), f"{row}: eight columns"
+        assert all(value == value.strip() for value in row.values()), row
+        assert row["RFC"] in {str(number) for number in RFCS} and row["section"] and row["requirement"], row
+        assert re.fullmatch(r"-|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*", row["sentences"]), row
+        level = rf"(?:{WORDS}|MAY|{WORDS.lower()}|may)"
+        assert re.fullmatch(rf"-|{level}(?:/{level})*", row["level"]), row
+        assert row["status"] in ("met", "not met", "not ours"), row
+
+
+def test_what_is_met_has_tests_and_what_is_not_has_a_reason() -> None:
+    for row in requirements():
+        tests = row["test"].split()
+        for name in tests:
+            assert name.endswith(".dlg") or "::" in name, row
+            check_test(name)
+        if row["status"] == "met":
+            assert tests, row
+        else:
+            assert row["remark"], row
+
+
+@pytest.mark.parametrize("number", RFCS)
+def test_every_sentence_that_requires_something_is_accounted_for(number: int) -> None:
+    found = sentences(number)
+    if found is None:
+        pytest.skip(f"the text of RFC {number} is not in {TEXTS}")
+    if all(row["sentences"] == "-" for row in requirements() if row["RFC"] == str(number)):
+        pytest.skip(f"the rows of RFC {number} were written without its text")
+    told: dict[str, set[int]] = {}
+    for row in requirements():
+        if row["RFC"] == str(number):
+            places = numbers_in(row["sentences"])
+            assert places, f"{row}: which sentences?"
+            told.setdefault(row["section"], set()).update(places)
+            said = {word for place in places for word in words_of(found.get(row["section"], [])[place - 1])}
+            assert set(row["level"].split("/")) <= said, row
+    assert told == {section: set(range(1, len(of) + 1)) for section, of in found.items()}
+
+
+def test_the_page_shows_the_requirements_of_each_rfc() -> None:
+    assert [int(number) for number in re.findall(r"^\.\. requirements:: (\d+)$", source("docs/rfc.rst"), re.M)] == [
+        *RFCS
+    ]
 
 
 def test_the_embedding_example_runs() -> None:

@@ -74,6 +74,8 @@ def findings(config: Config) -> list[dict[str, Any]]:
             say("warning", name, f'the password for {smarthost.host} may cross the network in clear: tls = "required"')
     if "." not in config.hostname:
         say("warning", "hostname", f"{config.hostname} is no full name: other servers may refuse our greeting")
+    if "_" in config.hostname:  # the machine's own name: one that the file gives is refused
+        say("warning", "hostname", f"{config.hostname} has an underscore: other servers may refuse our greeting")
     return rows
 
 

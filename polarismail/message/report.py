@@ -190,7 +190,9 @@ def _status(hostname: str, subject: Subject, fates: Sequence[Fate], smtputf8: bo
     out = []
     if subject.envid:
         out += _field("Original-Envelope-Id", decode_xtext(subject.envid))
-    out += _field("Reporting-MTA", f"dns; {hostname}")
+    # "dns" is for full names (RFC 3461 §6.3).
+    kind = "dns" if "." in hostname and hostname[0] != "[" else "x-local-hostname"
+    out += _field("Reporting-MTA", f"{kind}; {hostname}")
     out += _field("Arrival-Date", render_date(subject.arrived))
     out += _field("X-Polarismail-Queue-ID", subject.queue_id)
     for fate in fates:

@@ -80,7 +80,10 @@ async def connect(
         raise ConnectFailed(connect_reply(problem)) from problem
     try:
         await session.open(tls, verify, credentials)
-    except BaseException:  # a caller that does not wait any more, too
+    except ConnectFailed:
+        session.quit()  # nobody waits for the answer (RFC 5321 §4.1.1.10)
+        raise
+    except BaseException:  # a caller that does not wait any more
         session.abort()
         raise
     return session
@@ -156,8 +159,9 @@ class Session(Protocol):
         return [verdict or INTERNAL_PROBLEM for verdict in verdicts]
 
     def quit(self) -> Deferred[None]:
-        """Say goodbye and close; fires when that is done, after `quit_seconds` at the latest. May be left alone."""
-        if not self.usable:
+        """Say goodbye and close, at once where nobody listens; fires when that is done, after `quit_seconds` at the latest.
+        May be left alone."""
+        if self._closed or self._waiter is not None or not self._engine.is_idle:
             self.abort()
             return succeed(None)
         self._ready = False

@@ -20,7 +20,7 @@ from polarismail.wire.smtp_events import Wishes
 
 OFFERABLE = ("PIPELINING", "CHUNKING", "DSN", "SMTPUTF8", "LIMITS", "FUTURERELEASE", "MT-PRIORITY")
 """What a listener may be told to offer, in the order of the EHLO reply."""
-_ALWAYS = frozenset({"SIZE", "8BITMIME", "ENHANCEDSTATUSCODES", "STARTTLS", "AUTH"})
+_ALWAYS = frozenset({"SIZE", "8BITMIME", "ENHANCEDSTATUSCODES", "HELP", "STARTTLS", "AUTH"})
 _NOT_YET = frozenset({"REQUIRETLS", "DELIVERBY"})
 _EVERYWHERE = ("PIPELINING", "CHUNKING", "DSN", "SMTPUTF8", "LIMITS")
 DEFAULT_OFFERS = {

@@ -185,7 +185,7 @@ class SmtpServer:
         mechanisms = () if self.authenticated else self.auth_mechanisms(self.tls_active)
         if mechanisms:
             keywords.append("AUTH " + " ".join(mechanisms))
-        keywords += ["8BITMIME", "ENHANCEDSTATUSCODES"]
+        keywords += ["8BITMIME", "ENHANCEDSTATUSCODES", "HELP"]
         keywords += offered(offers, settings.max_recipients, settings.max_hold_seconds, now)
         if self.is_front_end:
             keywords += [XCLIENT_KEYWORD, XFORWARD_KEYWORD]

@@ -80,7 +80,7 @@ class ServerSettings:
     max_header_octets: int = 102400
     max_header_lines: int = 1000
     offers: frozenset[str] = frozenset({"PIPELINING", "CHUNKING"})
-    """Keywords of RFCs that this listener offers beyond SIZE, 8BITMIME and ENHANCEDSTATUSCODES, which each one does."""
+    """Keywords of RFCs that this listener offers beyond SIZE, 8BITMIME, ENHANCEDSTATUSCODES and HELP, which each one does."""
     max_hold_seconds: int = 604800
     """What FUTURERELEASE says (RFC 4865); the reception judges."""
 

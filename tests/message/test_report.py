@@ -299,3 +299,12 @@ def test_an_ascii_sender_hears_of_addresses_beyond_ascii_in_ascii() -> None:
 def test_a_domain_beyond_ascii_alone_is_said_in_a_labels() -> None:
     _, _, (_, recipient), _ = parsed(report(None, fate(forward_path=Mailbox("jo", "bücher.test"))))
     assert recipient["Final-Recipient"] == "rfc822; jo@xn--bcher-kva.test"
+
+
+@pytest.mark.parametrize("hostname", ["mail", "[192.0.2.25]"])
+def test_a_host_without_a_full_name_is_none_of_dns(hostname: str) -> None:
+    octets = status_report(
+        hostname=hostname, queue_id="r1", reverse_path=JOE, subject=subject(), fates=[fate()], now=NOW
+    )
+    _, _, (message, _), _ = parsed(octets)
+    assert message["Reporting-MTA"] == f"x-local-hostname; {hostname}"

@@ -85,6 +85,15 @@ class Peer:
         words = (b"mx.example.org", *extensions)
         self.say(b"".join(b"250%c%b\r\n" % (b" -"[at < len(words) - 1], word) for at, word in enumerate(words)))
 
+    def take_or_leave(self) -> bytes:
+        """`take`, unless the client says QUIT instead: then that is returned."""
+        first = self.line()
+        if first == b"QUIT":
+            self.say(b"221 bye\r\n")
+            return first
+        self._buffer = first + b"\r\n" + self._buffer
+        return self.take()
+
     def take(self, rcpt: bytes = b"250 2.1.5 ok\r\n", verdict: bytes = b"250 2.0.0 queued\r\n") -> bytes:
         """One whole transaction with one answer to all recipients; returns the content as sent (dots and all)."""
         assert self.line().startswith(b"MAIL FROM:")

@@ -94,26 +94,32 @@ def test_no_starttls_unless_asked(context: ssl.SSLContext) -> None:
 
 
 def test_plain_text_where_nothing_is_offered() -> None:
+    said = []
+
     def script(peer: Peer) -> None:
         peer.greet(b"8BITMIME")
-        peer.take()
+        said.append(peer.take_or_leave())
 
     with Server(script) as server:
         session, code = run(say_one, server, "opportunistic")
         assert code == 250 and session.tls == ""
         assert refused(server, "required").reply.status == (4, 7, 0)
+    assert said[1] == b"QUIT", "there is nothing more to say, but goodbye (RFC 5321 §4.1.1.10)"
 
 
 def test_starttls_answered_with_no() -> None:
+    said = []
+
     def script(peer: Peer) -> None:
         peer.greet(b"STARTTLS")
         assert peer.line() == b"STARTTLS"
         peer.say(b"454 not now\r\n")
-        peer.take()
+        said.append(peer.take_or_leave())
 
     with Server(script) as server:
         assert run(say_one, server, "opportunistic")[1] == 250
         assert refused(server, "required").tls_broken
+    assert said[1] == b"QUIT"
 
 
 @pytest.mark.parametrize("tls", ["opportunistic", "required"])
@@ -247,7 +253,7 @@ def test_a_password_is_not_said_in_plain_text() -> None:
 
     with Server(script) as server:
         refused(server, "opportunistic", credentials=SECRET)
-    assert heard == [b""]
+    assert heard == [b"QUIT\r\n"]
 
 
 def resumed(reused: bool) -> Callable[[Peer], None]:

@@ -431,6 +431,7 @@ def test_what_ehlo_offers() -> None:
         "AUTH PLAIN LOGIN",
         "8BITMIME",
         "ENHANCEDSTATUSCODES",
+        "HELP",
         "DSN",
         "SMTPUTF8",
     ]
