@@ -109,6 +109,8 @@ class Siege:
         self._watch(REST_SECONDS)
         for client in self.honest.values():
             client.stop()
+        for client in self.honest.values():
+            client.wait()
         return self._judge(memory_before)
 
     def _meet(self) -> None:

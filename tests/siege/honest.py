@@ -56,8 +56,11 @@ class Honest:
         self._thread.start()
 
     def stop(self) -> None:
-        """The last message is seen to its end."""
+        """Begin no other message."""
         self._stopped.set()
+
+    def wait(self) -> None:
+        """See the last message to its end."""
         if self._thread is not None:
             self._thread.join()
 

@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT = 860, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 46, 42
 _INK = "#808080"
 _COLOURS = ("#2f8fd8", "#d9822b", "#3fa45b", "#b65fc0")
-_FLOOR, _CEILING = 0.003, 30.0
+_FLOOR, _CEILING = 0.001, 30.0
 _TICKS = ((0.01, "10 ms"), (0.1, "100 ms"), (1.0, "1 s"), (10.0, "10 s"))
 
 
@@ -50,7 +50,7 @@ def draw(
     for label, bound in bounds.items():
         out.append(
             f'<path d="M{_LEFT} {y(bound):.1f}H{_WIDTH - _RIGHT}" stroke="#d04040" stroke-dasharray="6 4"/>'
-            f'<text x="{_LEFT + 4}" y="{y(bound) - 4:.1f}">{escape(label)}</text>'
+            f'<text x="{_WIDTH - _RIGHT - 4}" y="{y(bound) - 4:.1f}" text-anchor="end">{escape(label)}</text>'
         )
     step = 10 if seconds <= 150 else 60
     for when in range(0, int(seconds) + 1, step):
