@@ -37,6 +37,7 @@ class Conversation:
 
     def __init__(self, context: SmtpContext) -> None:
         self._context, self._settings = context, context.settings
+        self._strangers_settings = context.settings  # those of now, which under stress are not those of the beginning
         self._errors = self._deferrals = self._junk = self._guesses = 0
         self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
         self._progress = 0.0  # since the connection, or the last message

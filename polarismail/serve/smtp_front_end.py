@@ -71,7 +71,7 @@ class FrontEndConversation(TransactionConversation):
         self._auth_failures = 0
         self._note_facts()
         self._meet_client()
-        self._settings = self._context.calm_settings if self._account else self._context.settings
+        self._settings = self._context.calm_settings if self._account else self._strangers_settings
         waits = self._answer(self._context.banner)
         self._engine.client_changed(authenticated=bool(claims.login))
         return waits

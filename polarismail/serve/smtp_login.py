@@ -68,7 +68,7 @@ class LoginConversation(Conversation):
         self._forget_transaction()
         self._log_out()
         self._hello, self._account, self._exchange = None, "", None
-        self._settings = self._context.settings
+        self._settings = self._strangers_settings
         self._note_facts()
         return None
 

@@ -86,6 +86,7 @@ class SmtpSession(FrontEndConversation):
         return max(waited, (now - self._progress) / _PATIENCE)
 
     def change_settings(self, settings: SessionSettings) -> None:
+        self._strangers_settings = settings
         if not self._account:
             self._settings = settings
 

@@ -177,3 +177,32 @@ def test_settings_under_stress_are_never_wider() -> None:
     assert evolve(session, content_seconds=5.0).hurried(Hurry()).content_seconds == 5.0
     with pytest.raises(ValueError, match="ends_at"):
         StressSettings(begins_at=0.5, ends_at=0.6)
+
+
+def test_neither_tls_nor_another_client_brings_back_the_time_from_before(tmp_path: Path) -> None:
+    """What a session was given when it began is no longer what strangers have, neither under stress nor after it."""
+    given: Any = {"tls": "starttls", "xclient_networks": ("127.0.0.1/32",)}
+    with stressed(tmp_path, **given) as (world, stress), contextlib.ExitStack() as stack:
+        clients = fill(world, 4, stack)
+        run(stress.look)
+        for client, command in zip(clients, ("STARTTLS", "XCLIENT ADDR=192.0.2.7"), strict=False):
+            assert client.say(command) == 220
+        clients[0].start_tls()
+        for client in clients:
+            assert [client.reply(), client.reply()] == [421, None]
+
+
+def test_a_session_that_began_under_stress_is_free_of_it_later(tmp_path: Path) -> None:
+    settings = StressSettings(hurry=Hurry(command_seconds=300.0))
+    with stressed(tmp_path, tls="starttls", settings=settings) as (world, stress), contextlib.ExitStack() as stack:
+        early = fill(world, 4, stack)
+        run(stress.look)
+        late = stack.enter_context(world.client())
+        for client in early:
+            client.socket.close()
+        eventually(lambda: world.connections == 1, "the others to go")
+        run(stress.look)
+        assert late.say("STARTTLS") == 220
+        late.start_tls()
+        late.hello()
+        assert [late.say("NOOP") for _ in range(3)] == [250] * 3
