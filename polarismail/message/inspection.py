@@ -16,7 +16,7 @@ import re
 
 from attrs import frozen
 
-from polarismail.message.headers import MAX_SECTION_OCTETS, Field, field_values, iterate_fields, section_end
+from polarismail.message.headers import MAX_SECTION_OCTETS, field_values, iterate_fields, section_end
 from polarismail.values.address import Mailbox
 from polarismail.values.errors import BadAddress
 
@@ -29,6 +29,10 @@ _SINGLE = frozenset({b"from", b"sender", b"subject", b"date", b"to", b"cc", b"re
 _SHOWN = {b"message-id": "Message-ID"}
 _RESULTS, _RETURN_PATH, _DELIVERED_TO = b"authentication-results", b"return-path", b"delivered-to"
 _OURS_TO_SAY = frozenset({_RESULTS, _RETURN_PATH, _DELIVERED_TO})
+# Not by way of `iterate_fields`, which ends after so many: lines that are no fields make room for more than any header has.
+_CLAIM = re.compile(
+    rb"^(authentication-results|return-path|delivered-to)[ \t]*+:(.*+\n?(?:[ \t].*+\n?)*+)", re.MULTILINE | re.IGNORECASE
+)
 _MAX_DEFECTS = 5
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _ANGLE = re.compile(r"<([^<>]*)>")
@@ -92,7 +96,7 @@ def _look_closer(section: bytes) -> Inspection:
         defects.append("a field name with characters that no name may have")
     if any(field.end - field.start > MAX_FIELD_OCTETS for field in fields):
         defects.append(f"a field of more than {MAX_FIELD_OCTETS} octets")
-    claims = not _OURS_TO_SAY.isdisjoint(names)
+    claims = _CLAIM.search(section) is not None
     return Inspection(names.count(b"received"), tuple(defects[:_MAX_DEFECTS]), claims)
 
 
@@ -188,22 +192,42 @@ def remove_claims(section: bytes, hostname: str, *, final: bool) -> tuple[bytes,
 
     `final`: nobody relays the message from here, so that a Return-Path goes as well (RFC 5321 §4.4: a relay must not look).
     """
-    fields = list(iterate_fields(section))
-    gone = [field for field in fields if _claims(section, field, hostname.lower(), final)]
+    gone = [found for found in _CLAIM.finditer(section) if _claims(found, hostname.lower(), final)]
     if not gone:
         return section, 0
     pieces, at = [], 0
-    for field in gone:
-        pieces.append(section[at : field.start])
-        at = field.end
+    for found in gone:
+        pieces.append(section[at : found.start()])
+        at = found.end()
     pieces.append(section[at:])
     return b"".join(pieces), len(gone)
 
 
-def _claims(section: bytes, field: Field, hostname: str, final: bool) -> bool:
-    if field.name == _RETURN_PATH:
+def _claims(found: re.Match[bytes], hostname: str, final: bool) -> bool:
+    name = found[1].lower()
+    if name == _RETURN_PATH:
         return final
-    return field.name == _RESULTS and _service_of(section[field.value : field.end]) in (hostname, "")
+    return name == _RESULTS and _service_of(found[2]) in (hostname, "")
+
+
+class ClaimScan:
+    """Looks for such fields behind the most that is taken for a header section: where a line that is no field has come, nobody
+    knows whether those that read the message later go on to read fields. Holds back one line."""
+
+    __slots__ = ("_held", "found", "is_over")
+
+    def __init__(self) -> None:
+        self._held = b"\n"
+        self.found = self.is_over = False
+
+    def receive(self, octets: bytes) -> None:
+        """What follows, in pieces of any size, up to the empty line (`is_over`)."""
+        held = self._held + octets
+        end = held.find(b"\n\r\n")
+        self.is_over = end >= 0
+        whole = end + 1 if self.is_over else held.rfind(b"\n") + 1
+        self.found = self.found or _CLAIM.search(held, 0, whole) is not None
+        self._held = held[whole - 1 :]
 
 
 def _service_of(value: bytes) -> str:

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from polarismail.message.headers import MAX_SECTION_OCTETS
-from polarismail.message.inspection import HeaderCollector, Inspection, inspect, remove_claims
+from polarismail.message.inspection import ClaimScan, HeaderCollector, Inspection, inspect, remove_claims
 from polarismail.store.interfaces import IDraft
 
 
@@ -28,6 +28,7 @@ class IncomingDraft:
         self.removed = 0  # fields that were taken out
         self._inspection: Inspection | None = None
         self._collector: HeaderCollector | None = None
+        self._scan: ClaimScan | None = None  # of what is behind a header section that does not end in time
         self._hostname, self._final = hostname, final
 
     @property
@@ -43,6 +44,8 @@ class IncomingDraft:
     def write(self, octets: bytes) -> Deferred[None] | None:
         """IDraft."""
         if self._inspection is not None:
+            if self._scan is not None and not self._scan.is_over:
+                self._scan.receive(octets)
             return self.draft.write(octets)
         collector = self._collector
         if collector is None:
@@ -66,6 +69,11 @@ class IncomingDraft:
         assert self._inspection is not None
         return self._inspection
 
+    @property
+    def hides_claims(self) -> bool:
+        """Whether fields that only we may write stand behind the most that is looked at: it must not be stored."""
+        return self._scan is not None and self._scan.found
+
     def head(self, octets: int) -> bytes:
         """IDraft."""
         return self.draft.head(octets)
@@ -78,6 +86,9 @@ class IncomingDraft:
     def _pass_on(self, collector: HeaderCollector) -> Deferred[None] | None:
         self._look(collector.section)
         rest, self._collector = collector.rest, None
+        if rest and rest[:2] != b"\r\n":
+            self._scan = ClaimScan()
+            self._scan.receive(rest)
         kept = self.section + rest
         return self.draft.write(kept) if kept else None
 

@@ -40,6 +40,7 @@ from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
     HAS_BEEN_HERE,
+    HEADER_TOO_BIG,
     NO_ROOM,
     NOT_QUEUED,
     NOT_YOUR_FROM,
@@ -197,6 +198,8 @@ class Reception:
     def _check_header_section(self, envelope: Envelope, draft: IncomingDraft) -> Reply | None:
         found = draft.inspection()
         settings = self._desk.settings
+        if draft.hides_claims:
+            return HEADER_TOO_BIG
         if found.received > settings.max_hops:
             return TOO_MANY_HOPS
         # Of several recipients, the one that it has reached before fails alone, at delivery (HOSTILE 5).

@@ -109,3 +109,31 @@ def test_a_draft_that_cannot_be_written_at_the_end_says_so_by_its_commit_alone()
     incoming = IncomingDraft(draft, "mail.here.test", True)
     incoming.write(b"Subject: x\r\n")
     assert incoming.inspection().defects == ("no From field",)
+
+
+@pytest.mark.parametrize("filler", [b"X: y\r\n" * 1500, b"junk\r\n" * 1500, FORGED * 1100])
+@pytest.mark.parametrize("cut", [whole, line_by_line])
+def test_many_lines_behind_one_that_is_no_field_hide_nothing(
+    filler: bytes, cut: Callable[[bytes], list[bytes]]
+) -> None:
+    """The engine takes that line for the end of the header section, and counts no further; not all readers do."""
+    start, end = KEPT + b"no field\r\n" + filler, b"Return-Path : <x@else.test>\r\n" + FORGED.upper() + BODY
+    incoming, octets = written(start + end, cut)
+    assert octets == start.replace(FORGED, b"") + BODY
+    assert incoming.removed == start.count(FORGED) + 2
+    assert not incoming.hides_claims
+
+
+@pytest.mark.parametrize("cut", [whole, line_by_line, lambda content: octets_of(content, 9)])
+def test_fields_of_ours_behind_all_that_is_looked_at_are_told(cut: Callable[[bytes], list[bytes]]) -> None:
+    long = KEPT + b"no field\r\n" + (b"X: " + b"y" * 900 + b"\r\n") * 130
+    for hidden in (FORGED, b"return-path \t : <x>\r\n"):
+        incoming, octets = written(long + hidden + BODY, cut)
+        assert octets == long + hidden + BODY
+        assert incoming.hides_claims
+    assert not written(long + b"X-" + FORGED + BODY, cut)[0].hides_claims
+    assert not written(long + BODY, cut)[0].hides_claims
+
+
+def octets_of(content: bytes, size: int) -> list[bytes]:
+    return [content[at : at + size] for at in range(0, len(content), size)]
