@@ -370,7 +370,8 @@ class Connection(Protocol):
         transport = self.transport
         self._read_on()  # the client's side of a TLS goodbye
         transport.unregisterProducer()
-        if self._lingers and self._direct and not transport.TLS:
+        # Who has closed its side already sends nothing any more that could be waited for.
+        if self._lingers and self._direct and not (self._read_all or transport.TLS):
             transport.loseWriteConnection()
         elif type(transport) is Stream:
             transport.finish()

@@ -35,7 +35,7 @@ from polarismail.store.interfaces import (
 )
 from polarismail.store.space import Space
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
+from polarismail.values.envelope import EXPANSION, LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
@@ -142,10 +142,23 @@ class Reception:
                 return delivery_fields(envelope.reverse_path, only.forward_path), trace
 
             draft = spool.draft(front)
-        return IncomingDraft(draft, self._desk.hostname, local or self.account is not None)
+        # An alias whose sender hears of it (EXPANSION) goes nowhere by itself.
+        final = local or all(recipient.next_hop in (LOCAL, EXPANSION) for recipient in recipients)
+        return IncomingDraft(draft, self._desk.hostname, final or self.account is not None)
 
     def end_of_data(self, facts: SessionFacts, envelope: Envelope, draft: Any, end: Any) -> Deferred[Reply]:
         """Judge the whole message, then commit it; the reply is positive only when it is on stable storage."""
+        try:
+            return self._judge_content(facts, envelope, draft, end)
+        except BaseException:
+            draft.abandon()  # where a commit has begun, this does nothing
+            raise
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _judge_content(
+        self, facts: SessionFacts, envelope: Envelope, draft: IncomingDraft, end: Any
+    ) -> Deferred[Reply]:
         problem = end.problem or self._check_header_section(envelope, draft)
         account = self.account
         if problem is None and account is not None and self._desk.settings.check_from:
@@ -156,8 +169,6 @@ class Reception:
                 return answered.addErrback(self._not_judged, draft)
             problem = None if isinstance(judged, Accept) else NOT_YOUR_FROM
         return self._end(problem, facts, envelope, draft, end)
-
-    # -- steps -------------------------------------------------------------------------------------------------------
 
     def _judge_identity(self, mailbox: Mailbox, account: Account) -> Verdict | Deferred[Verdict]:
         """Whether the account may send as `mailbox`."""

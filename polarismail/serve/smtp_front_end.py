@@ -68,7 +68,7 @@ class FrontEndConversation(TransactionConversation):
         self._claims, self._hello, self._exchange = claims, None, None
         account = getattr(self._reception, "account", None)
         self._account = str(account.address) if account is not None else "?" if claims.login else ""
-        self._auth_failures = 0
+        self._errors = self._deferrals = self._junk = self._guesses = self._auth_failures = 0
         self._note_facts()
         self._meet_client()
         self._settings = self._context.calm_settings if self._account else self._strangers_settings

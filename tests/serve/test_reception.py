@@ -11,12 +11,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import capturedLogs
 
 from polarismail.serve.incoming import IncomingDraft
-from polarismail.serve.reception import Desk, Reception
+from polarismail.serve.reception import Desk, Reception, ReceptionSettings
 from polarismail.store.interfaces import Refused
 from polarismail.values.address import Mailbox
-from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, Recipient, SessionFacts
+from polarismail.values.envelope import EXPANSION, LOCAL, NO_OPTIONS, Envelope, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
-from polarismail.values.reply import NO_ROOM, NOT_QUEUED, SENDER_OK, TRY_AGAIN, Reply
+from polarismail.values.reply import HEADER_TOO_BIG, NO_ROOM, NOT_QUEUED, SENDER_OK, TRY_AGAIN, Reply
 from polarismail.wire.smtp_events import EndOfData, Mail, Rcpt
 
 BOB = Mailbox("bob", "here.test")
@@ -117,3 +117,38 @@ def test_no_transaction_begins_where_there_is_no_room_for_it() -> None:
     assert [mail(None), mail(1000), mail(1001)] == [SENDER_OK, SENDER_OK, NO_ROOM]
     space.is_short = True
     assert mail(None) == mail(1) == NO_ROOM
+
+
+def test_content_that_cannot_be_judged_leaves_no_draft() -> None:
+    def resolve(mailbox: Mailbox) -> Any:
+        raise RuntimeError("broken")
+
+    account: Any = SimpleNamespace(id=1, address=BOB)
+    desk = reception(directory=SimpleNamespace(resolve=resolve), settings=ReceptionSettings(check_from=True))._desk
+    draft: Any = Draft()
+    made = IncomingDraft(draft, "mail.here.test", True)
+    made.write(b"From: eve@here.test\r\n\r\n")
+    with pytest.raises(RuntimeError):
+        Reception(desk, account).end_of_data(SessionFacts(), ENVELOPE, made, END)
+    assert draft.abandoned
+
+
+def test_claims_that_only_a_lenient_reader_finds_are_refused() -> None:
+    draft: Any = Draft()
+    made = IncomingDraft(draft, "mail.here.test", True)
+    made.write(b"From: a@else.test\r\nno field\r\n" + b"X: y\r\n" * 20000 + b"Return-Path: <x@else.test>\r\n\r\n")
+    assert answered(reception().end_of_data(SessionFacts(), ENVELOPE, made, END)) == HEADER_TOO_BIG
+    assert draft.abandoned
+
+
+def test_a_return_path_goes_where_an_alias_of_ours_is_expanded() -> None:
+    """The alias itself, whose sender is to hear of it, is a recipient without a maildrop."""
+    targets = tuple(Recipient(Mailbox(name, "here.test"), BOB, LOCAL, 1) for name in ("ann", "eve"))
+    written: list[bytes] = []
+    draft: Any = SimpleNamespace(write=written.append, queue_id="1")
+    taking = reception(spool=SimpleNamespace(draft=lambda front=None: draft))
+    for itself, kept in ((EXPANSION, b"\r\n"), ("else.test", b"Return-Path: <x>\r\n\r\n")):
+        written.clear()
+        envelope = Envelope(None, (Recipient(BOB, BOB, itself), *targets))
+        taking.begin_content(SessionFacts(), envelope).write(b"From: a@b.test\r\nReturn-Path: <x>\r\n\r\n")
+        assert b"".join(written) == b"From: a@b.test\r\n" + kept

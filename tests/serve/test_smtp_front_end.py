@@ -165,3 +165,14 @@ def test_over_lmtp_too() -> None:
         assert send_mail(client) == [250, 250, 250]
         facts = world.messages[-1][0]
         assert (facts.protocol, facts.client_address, facts.origin) == ("LMTP", "192.0.2.8", "")
+
+
+def test_the_errors_of_one_client_are_not_the_next_ones() -> None:
+    session = SessionSettings(hard_errors=3, max_junk_commands=2, soft_error_delay_seconds=0.0)
+    with SmtpWorld(xclient_networks=FRONT, session=session) as world, world.client() as client:
+        for number in range(3):
+            assert client.say(f"XCLIENT ADDR=192.0.2.{number}") == 220
+            client.hello()
+            assert [client.say("NOOP"), client.say("NOOP")] == [250, 250]
+            assert [client.say("DATA"), client.say("DATA")] == [503, 503]
+        assert [client.say("DATA"), client.reply(), client.reply()] == [503, 421, None]

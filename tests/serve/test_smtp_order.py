@@ -122,6 +122,18 @@ def test_a_client_that_closes_its_side_without_a_quit_is_left_at_once(octets: by
         assert not world.messages and not world.logged
 
 
+def test_nothing_is_awaited_of_a_client_that_closed_its_side_before_we_refuse_it() -> None:
+    with SmtpWorld(transport=TransportSettings(linger_seconds=600.0)) as world, world.client() as client:
+        world.hold.add("mail")
+        client.send(b"MAIL FROM:<a@b.test>\r\nGET / HTTP/1.1\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        world.wait_for("mail")
+        eventually(lambda: all(each._read_all for each in world.factory.connections), "the end to be seen")
+        world.release("mail")
+        assert [client.reply(), client.reply(), client.reply()] == [250, 221, None]
+        world.wait_until_empty()
+
+
 def test_a_client_that_closes_its_side_ahead_of_much_that_waits() -> None:
     with SmtpWorld() as world, world.client() as client:
         world.hold.add("mail")
