@@ -44,6 +44,9 @@ class Session(Interface):
     def behind(self) -> float:
         """Seconds that we have waited for the client longer than we should have to; negative: it must not be put out."""
 
+    def stays(self) -> bool:
+        """Whether somebody has logged in, who keeps the place and the usual time under stress."""
+
     def change_settings(self, settings: Any) -> None:
         """Other time-outs and budgets from now on."""
 

@@ -94,7 +94,8 @@ class CountingFactory:
     def apply_settings(self, connection: CountedConnection) -> None:
         """Have one that is here already take what new ones get."""
         if connection in self.connections:
-            connection.change_settings(self.context.settings, self._transport_settings)
+            transport_settings = self._calm[1] if connection.stays else self._transport_settings
+            connection.change_settings(self.context.settings, transport_settings)
 
     def _settle_settings(self) -> None:
         session, transport = self._calm

@@ -164,9 +164,16 @@ class Connection(Protocol):
         if self._closing:
             return _LINGERS
         if self._handshaking or self._writable is not None:
+            if not self._handshaking and (self._busy or self._session.stays()):
+                return -1.0  # what it was promised may be under way: a message on its way to the disk, or out of a maildrop
             waits = self._settings.handshake_seconds if self._handshaking else self._settings.write_seconds
             return waits - max(0.0, self._deadline - monotonic())
         return -1.0 if self._busy else self._session.behind()
+
+    @property
+    def stays(self) -> bool:
+        """Whether it keeps its place and the usual time, whoever needs them."""
+        return bool(self._session.stays())
 
     def put_out(self, last_words: bytes) -> None:
         """Cut now, with last words where they can be read at once: somebody else needs the place."""

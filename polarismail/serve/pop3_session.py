@@ -130,6 +130,9 @@ class Pop3Session:
             return -1.0
         return monotonic() - self._waiting_since
 
+    def stays(self) -> bool:
+        return self._maildrop is not None
+
     def change_settings(self, settings: Pop3SessionSettings) -> None:
         if self._maildrop is None:
             self._settings = settings

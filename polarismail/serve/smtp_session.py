@@ -85,6 +85,9 @@ class SmtpSession(FrontEndConversation):
         # A command now and then is no progress: mail is.
         return max(waited, (now - self._progress) / _PATIENCE)
 
+    def stays(self) -> bool:
+        return bool(self._account)
+
     def change_settings(self, settings: SessionSettings) -> None:
         self._strangers_settings = settings
         if not self._account:

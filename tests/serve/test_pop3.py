@@ -373,3 +373,18 @@ def test_a_newcomer_has_the_place_of_a_stranger_who_waits(tmp_path: Path, monkey
         client.noop()
         newcomer.quit()
         stranger.close()
+
+
+def test_who_reads_a_message_slowly_keeps_place_and_time(world: Pop3World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a newcomer nor stress takes a maildrop from somebody whose line is slow."""
+    monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)
+    world.put("100.x.h", HEADER + (b"x" * 70 + b"\n") * 150_000)
+    client = login(world)
+    client._putcmd("RETR 1")  # type: ignore[attr-defined]
+    (connection,) = world.factory.connections
+    when(lambda: connection._writable is not None)
+    assert not run(lambda: eviction.Eviction(world.counter).make_room())
+    run(lambda: (world.factory.hurry(Hurry(command_seconds=0.0)), world.factory.apply_settings(connection)))
+    time.sleep(0.2)
+    assert client._getlongresp()[2] > 10_000_000  # type: ignore[attr-defined]
+    client.quit()
