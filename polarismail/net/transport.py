@@ -162,7 +162,10 @@ class Connection(Protocol):
         """Seconds that the client has kept us waiting, for who must choose whom to put out; negative: it must stay.
         Who only lingers goes before all others, and who is served goes last."""
         if self._closing:
-            return _LINGERS
+            if self._lingers or not self._ended:
+                return _LINGERS
+            # It said QUIT, perhaps in one group with a message: a reset may overtake the 250, and it would send it again.
+            return self._settings.linger_seconds - max(0.0, self._deadline - monotonic())
         if self._handshaking or self._writable is not None:
             if not self._handshaking and (self._busy or self._session.stays()):
                 return -1.0  # what it was promised may be under way: a message on its way to the disk, or out of a maildrop

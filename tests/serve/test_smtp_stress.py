@@ -206,3 +206,15 @@ def test_a_session_that_began_under_stress_is_free_of_it_later(tmp_path: Path) -
         late.start_tls()
         late.hello()
         assert [late.say("NOOP") for _ in range(3)] == [250] * 3
+
+
+def test_a_goodbye_behind_a_message_is_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within TLS it takes a round trip: a reset meanwhile may take the 250 with it, and the client sends a second copy."""
+    monkeypatch.setattr(eviction, "LEAST_SECONDS", 60.0)
+    transport = TransportSettings(linger_seconds=600.0)
+    with SmtpWorld(tmp_path, tls="implicit", transport=transport) as world, world.client() as client:
+        made = eviction.Eviction(world.counter)
+        client.send(b"MAIL FROM:<a@b.test>\r\nRCPT TO:<bob@here.test>\r\nBDAT 6 LAST\r\na: b\r\nQUIT\r\n")
+        eventually(lambda: any(each._ended for each in world.factory.connections), "the goodbye")
+        assert not run(made.make_room)
+        assert [client.reply() for _ in range(4)] == [250, 250, 250, 221]
