@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from attrs import evolve
 from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from twisted.mail.interfaces import IMessageDelivery
@@ -68,6 +69,8 @@ class LoginConversation(Conversation):
         self._forget_transaction()
         self._log_out()
         self._hello, self._account, self._exchange = None, "", None
+        if self._claims.login:
+            self._claims = evolve(self._claims, login=None)
         self._settings = self._strangers_settings
         self._note_facts()
         return None

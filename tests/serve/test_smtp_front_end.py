@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
@@ -176,3 +178,19 @@ def test_the_errors_of_one_client_are_not_the_next_ones() -> None:
             assert [client.say("NOOP"), client.say("NOOP")] == [250, 250]
             assert [client.say("DATA"), client.say("DATA")] == [503, 503]
         assert [client.say("DATA"), client.reply(), client.reply()] == [503, 421, None]
+
+
+def test_a_login_that_was_vouched_for_in_clear_is_forgotten_when_tls_begins(tmp_path: Path) -> None:
+    """RFC 3207 §4.2: somebody between the front end and us may have said it."""
+    with SmtpWorld(tmp_path, tls="starttls", xclient_networks=FRONT) as world, world.client() as client:
+        assert client.say("XCLIENT LOGIN=ann ADDR=192.0.2.7") == 220
+        client.hello()
+        assert client.say("STARTTLS") == 220
+        client.start_tls()
+        client.hello()
+        assert client.say("XCLIENT NAME=spike.example") == 220
+        client.hello()
+        assert send_mail(client, "x@away.test")[:2] == [250, 550]
+        assert (world.facts[-1].client_address, world.facts[-1].account) == ("192.0.2.7", "")
+    world.wait_until_empty()
+    assert world.logins.count("ann") == world.logouts.count("ann") == 1
