@@ -31,10 +31,12 @@ _RESULTS, _RETURN_PATH, _DELIVERED_TO = b"authentication-results", b"return-path
 _OURS_TO_SAY = frozenset({_RESULTS, _RETURN_PATH, _DELIVERED_TO})
 # Not by way of `iterate_fields`, which ends after so many: lines that are no fields make room for more than any header has.
 _CLAIM = re.compile(
-    rb"^(authentication-results|return-path|delivered-to)[ \t]*+:(.*+\n?(?:[ \t].*+\n?)*+)", re.MULTILINE | re.IGNORECASE
+    rb"^(authentication-results|return-path|delivered-to)[ \t]*+:(.*+\n?(?:[ \t].*+\n?)*+)",
+    re.MULTILINE | re.IGNORECASE,
 )
 _MAX_DEFECTS = 5
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"')
+# One without an end goes to the end: were it no match, each quote behind it would be tried as well, up to the end again.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 _ANGLE = re.compile(r"<([^<>]*)>")
 
 
@@ -235,7 +237,7 @@ def _service_of(value: bytes) -> str:
     text = _drop_comments(value.decode("utf-8", "replace").replace("\r\n", "")).strip().lower()
     quoted = _QUOTED.match(text)
     if quoted is not None:
-        text = re.sub(r"\\(.)", r"\1", quoted[0][1:-1])
+        text = re.sub(r"\\(.)", r"\1", quoted[0][1:].removesuffix('"'))
     else:
         text = re.split(r"[\s;]", text, maxsplit=1)[0]
     return text.strip().rstrip(".")

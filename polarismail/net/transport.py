@@ -168,7 +168,9 @@ class Connection(Protocol):
             return self._settings.linger_seconds - max(0.0, self._deadline - monotonic())
         if self._handshaking or self._writable is not None:
             if not self._handshaking and (self._busy or self._session.stays()):
-                return -1.0  # what it was promised may be under way: a message on its way to the disk, or out of a maildrop
+                return (
+                    -1.0
+                )  # what it was promised may be under way: a message on its way to the disk, or out of a maildrop
             waits = self._settings.handshake_seconds if self._handshaking else self._settings.write_seconds
             return waits - max(0.0, self._deadline - monotonic())
         return -1.0 if self._busy else self._session.behind()

@@ -134,7 +134,11 @@ def parse_rcpt(argument: str, extensions: Container[str] = NO_EXTENSIONS, smtput
             if name == "NOTIFY":
                 if not _NOTIFY.fullmatch(value):
                     return BAD_SYNTAX
-            elif len(value) > 500 or "\ufffd" in value or not is_orcpt(value, smtputf8=smtputf8):
+            elif (
+                len(value.encode("utf-8", "replace")) > 500
+                or "\ufffd" in value
+                or not is_orcpt(value, smtputf8=smtputf8)
+            ):
                 return BAD_SYNTAX
         dsn = DsnRequest(given.get("NOTIFY"), given.get("ORCPT"))
     if not smtputf8 and not path.isascii():

@@ -122,6 +122,12 @@ def test_rcpt_refused(argument: str, reply: Reply) -> None:
     assert parse_rcpt(argument, ALL) == reply
 
 
+def test_an_original_recipient_has_500_octets_at_most_whatever_they_stand_for() -> None:
+    for number, kind in ((240, Rcpt), (250, Reply)):
+        argument = "TO:<a@b.example> ORCPT=utf-8;" + "\u00fc" * number
+        assert isinstance(parse_rcpt(argument, ALL, smtputf8=True), kind)
+
+
 def test_extensions_that_are_not_offered_are_unknown() -> None:
     for parameter in ("RET=FULL", "ENVID=x", "SMTPUTF8"):
         assert parse_mail(f"FROM:<a@b.example> {parameter}") == replies.UNKNOWN_PARAMETER
