@@ -180,7 +180,10 @@ def test_a_quoted_string_without_an_end_is_looked_at_once() -> None:
     """Each of its quotes begins one: 60 KB of them kept the whole server busy for 17 seconds."""
     evil = b'\\"' * 50_000
     assert addresses_in(evil) == []
-    assert inspect(b"From: " + evil + b"\r\n").defects == ("From has no address", "a field of more than 65536 octets")
+    assert inspect(b"From: " + evil + b"\r\n").defects == (
+        "From has more than 8192 octets",
+        "a field of more than 65536 octets",
+    )
     assert author(b'From: "Eve <eve@here.test>\r\n') is None
     assert author(b'From: "Eve \\"<ann@here.test>" <eve@here.test>\r\n') == Mailbox("eve", "here.test")
     section = b'Authentication-Results: "mail.here.test; ' + evil + b"\r\n"
@@ -200,3 +203,11 @@ def test_many_recipients_read_the_fields_of_a_message_once(monkeypatch: pytest.M
     assert all(has_been_in(section, Mailbox(f"bob+{at}", "here.test")) for at in range(900))
     assert not has_been_in(section, Mailbox("bob", "here.test"))
     assert looked == [b"delivered-to"]
+
+
+def test_a_from_field_beyond_all_sense_is_not_read() -> None:
+    long = b"From: " + b'"", ' * 2500 + b"<ann@here.test>\r\n"
+    for section in (long, b"From: ann@here.test\r\n" + long):
+        assert "From has more than 8192 octets" in inspect(section).defects
+        assert author(section) is None
+    assert inspect(b"From: " + b'"", ' * 2000 + b"<ann@here.test>\r\n").defects == ()
