@@ -25,7 +25,7 @@ from polarismail.relay.queue import Hand
 from polarismail.relay.verdicts import is_owed_success, needs_report
 from polarismail.store.interfaces import Committed, Outcome, Submission
 from polarismail.values.envelope import RecipientState
-from polarismail.values.errors import Unavailable
+from polarismail.values.errors import TooManyTargets, Unavailable
 
 RecordEvent = Callable[[str, dict[str, Any]], None]
 Compose = Callable[[Sequence[Outcome]], Awaitable[Submission | None]]
@@ -194,9 +194,10 @@ class Recorder:
         for queue_id, about in by_message.items():
             try:
                 report = await self._compose(about)
-            except Unavailable:
-                raise
-            except Exception:
+            except Exception as problem:
+                # What only an operator can change must not hold up all mail: anybody can name such an alias as the sender.
+                if isinstance(problem, Unavailable) and not isinstance(problem, TooManyTargets):
+                    raise
                 self.log.failure("{queue_id}: its DSN cannot be written", queue_id=queue_id)
                 postponed |= {id(outcome) for outcome in about if not is_owed_success(outcome)}
                 continue

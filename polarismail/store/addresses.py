@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Select, bindparam, select
 from polarismail.store.interfaces import Account, Resolution, Target
 from polarismail.store.schema import accounts, aliases, domains, generations
 from polarismail.values.address import Mailbox
-from polarismail.values.errors import BadAddress, Unavailable
+from polarismail.values.errors import BadAddress, TooManyTargets
 
 GENERATION = "directory"
 MAX_TARGETS = 100
@@ -238,7 +238,7 @@ class AddressReader:
                 else:
                     wave.extend(found)
             if len(targets) > MAX_TARGETS or len(seen) + len(wave) > MAX_STEPS:
-                raise Unavailable(f"the alias {mailbox} leads to more than {MAX_TARGETS} addresses")
+                raise TooManyTargets(f"the alias {mailbox} leads to more than {MAX_TARGETS} addresses")
         return tuple(targets.values())
 
     def _find(self, name: Name, mailbox: Mailbox) -> Target | list[Mailbox]:

@@ -38,6 +38,10 @@ class Unavailable(PolarisError):
     """A database, resolver or file cannot answer now. Clients are told 4yz or SYS/TEMP, never "unknown"."""
 
 
+class TooManyTargets(Unavailable):
+    """An alias leads to more addresses than any may: clients are told 4yz, and only an operator can change it."""
+
+
 class SpoolUnhealthy(Unavailable):
     """The spool cannot keep a promise (DURABILITY rule 1 and 4)."""
 

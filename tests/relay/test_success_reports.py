@@ -19,6 +19,7 @@ from polarismail.values.address import Mailbox
 from polarismail.values.envelope import (
     EXPANSION,
     LOCAL,
+    NO_DSN_REQUEST,
     NO_OPTIONS,
     DsnRequest,
     Envelope,
@@ -26,6 +27,7 @@ from polarismail.values.envelope import (
     Recipient,
     RecipientState,
 )
+from polarismail.values.errors import TooManyTargets
 from tests.reactor import run
 from tests.relay.relays import CONTENT, Relay
 from tests.relay.test_bounces import Store, compose, fields_of, outcome
@@ -152,6 +154,20 @@ def test_a_success_is_recorded_though_its_report_cannot_be_written(make_relay: C
     queue_id = submit(relay, ours(ANN))
     relay.wait_empty()
     assert relay.maildrops.delivered == [(queue_id, "ann@local.test")] and not relay.named("bounced")
+
+
+def test_a_sender_that_is_an_alias_of_too_many_holds_up_nobody(make_relay: Callable[..., Relay]) -> None:
+    """Anybody can say that they are such an alias of ours, and have a report made for it."""
+    relay = make_relay()
+
+    async def broken(outcomes: Any) -> Submission | None:
+        raise TooManyTargets("the alias all@local.test leads to more than 100 addresses")
+
+    relay.manager._recorder._compose = broken
+    first, other = submit(relay, ours(ANN)), submit(relay, ours(BOB, NO_DSN_REQUEST))
+    relay.wait_empty()
+    assert not relay.manager._recorder.suspended
+    assert sorted(relay.maildrops.delivered) == [(first, "ann@local.test"), (other, "bob@local.test")]
 
 
 @pytest.mark.parametrize(
