@@ -29,14 +29,14 @@ from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
 from polarismail.memory import Relief
-from polarismail.net.accepting import Stage
+from polarismail.net.accepting import Porch
 from polarismail.net.descriptors import make_room_for
 from polarismail.net.dnsbl import DnsLists
 from polarismail.net.gate import Gate
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listener_counter import ListenerCounter
 from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
-from polarismail.net.proxying import ProxyStage
+from polarismail.net.proxying import ProxyPorch
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
 from polarismail.net.shares import alone as shares_alone
@@ -197,7 +197,7 @@ class Parts:
         )
         self.control.stress, self.control.space, self.control.headroom = self.stress, self.space, self.headroom
         self._factories: list[Any] = []
-        self._proxy_stages: list[ProxyStage] = []
+        self._proxy_porches: list[ProxyPorch] = []
         self._started: list[Any] = []
 
     def _counter(self, protocol: str) -> ConnectionCounter:
@@ -302,22 +302,22 @@ class Parts:
         self._factories.append(made)
         return made if listener.tls != "implicit" else self._inside_tls(made, listener.protocol)
 
-    def stages(self, listener: Listener) -> list[Stage]:
+    def porches(self, listener: Listener) -> list[Porch]:
         """What its connections go through before they cost anything: who they are comes first."""
-        stages: list[Stage] = []
+        porches: list[Porch] = []
         if listener.proxy_networks:
-            proxies = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
-            self._proxy_stages.append(proxies)
-            stages.append(proxies)
+            proxies = ProxyPorch(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
+            self._proxy_porches.append(proxies)
+            porches.append(proxies)
         # Behind implicit TLS the client speaks first, and elsewhere it logs in.
         if listener.role == "mx" and listener.tls != "implicit":
             own = listener.relay_networks + listener.proxy_networks + listener.xclient_networks
-            stages.append(StrangersOnly(self.gate, own) if own else self.gate)
-        return stages
+            porches.append(StrangersOnly(self.gate, own) if own else self.gate)
+        return porches
 
-    def stop_stages(self) -> None:
+    def stop_porches(self) -> None:
         """Listeners are closed: what has not become a session yet ends, told so where it can be."""
-        for each in self._proxy_stages:
+        for each in self._proxy_porches:
             each.stop()
         self.gate.stop()
 
@@ -421,8 +421,8 @@ class Parts:
         self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(self._relay_settings(config))
-        for stage in self._proxy_stages:
-            stage.settings = config.proxy
+        for porch in self._proxy_porches:
+            porch.settings = config.proxy
         for made in self._factories:
             listener = made.context.listener
             if listener.protocol == "pop3":

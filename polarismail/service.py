@@ -106,7 +106,7 @@ class MailService(TopService):
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
             bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
-            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.stages(listener))
+            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.porches(listener))
         poll_plainly(self.reactor)
         memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
@@ -165,7 +165,7 @@ class MailService(TopService):
             parts.control_server.stop()  # others answer there, or a new server wants the place
         if parts is not None:
             try:
-                parts.stop_stages()
+                parts.stop_porches()
                 parts.shut_down_sessions()
                 await self._wait_while(lambda: parts.sessions, self.config.transport.drain_seconds)
                 parts.drop_sessions()

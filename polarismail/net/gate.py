@@ -74,7 +74,7 @@ _Waiter = tuple[Client, GoOn, float, str]
 
 
 class Gate:
-    """A `Stage`: see the module and `accepting`. One for all listeners of a process that have it."""
+    """A `Porch`: see the module and `accepting`. One for all listeners of a process that have it."""
 
     log = Logger()
 
@@ -97,10 +97,10 @@ class Gate:
         self._counts: Counter[str] = Counter()
         self._event_second, self._events = -1, 0
 
-    # -- Stage
+    # -- Porch
 
     def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
-        """See Stage. A client without an address is one of a UNIX socket."""
+        """See Porch. A client without an address is one of a UNIX socket."""
         address = client[0] if client else ""
         if not address or not self.settings.enabled or self._ask(True, self._keeper.passes, address):
             go_on(accepted, client)
