@@ -28,8 +28,8 @@ from attrs import field, frozen
 from twisted.logger import Logger
 
 from polarismail.net.accepting import Client, GoOn
-from polarismail.net.factory import RecordEvent, no_event
-from polarismail.values.network import client_network
+from polarismail.values.events import RecordEvent, no_event
+from polarismail.values.network import host_of
 from polarismail.values.reply import OUT_OF_STEP, SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Gate:
         if not address or not self.settings.enabled or self._ask(True, self._keeper.passes, address):
             go_on(accepted, client)
             return
-        network = client_network(address, 32, 64)
+        network = host_of(address)
         alike = self._by_network.get(network)
         if alike is not None and len(alike) >= self.settings.max_waiting_per_address:
             self._refuse(accepted, client, TOO_MANY_CONNECTIONS, "too_many", "")
@@ -132,7 +132,7 @@ class Gate:
 
     def let_in(self, address: str) -> None:
         """Who waits with this address need not wait any longer."""
-        alike = self._by_network.get(client_network(address, 32, 64), ())
+        alike = self._by_network.get(host_of(address), ())
         for accepted in [each for each in alike if self._waiting[each][0][0] == address]:
             client, go_on, _, _ = self._waiting[accepted]
             self._forget(accepted)

@@ -15,7 +15,6 @@ Never
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
@@ -25,10 +24,10 @@ from zope.interface import implementer
 
 from polarismail.net.accepting import Client, GoOn
 from polarismail.net.listeners import Listener, is_in
+from polarismail.values.events import RecordEvent
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.wire.proxy_protocol import MAX_HEADER_OCTETS, Fault, ProxiedClient, ProxyParser
 
-RecordEvent = Callable[[str, dict[str, Any]], None]
 _QUIET_SECONDS = 1.0
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from attrs import field, frozen
 
-from polarismail.net.limits import host_of, network_of
 from polarismail.net.shares import RATES, Shares
-from polarismail.values.network import LOCAL_CLIENT, NetworkList, parse_network
+from polarismail.values.events import RecordEvent
+from polarismail.values.network import LOCAL_CLIENT, NetworkList, host_of, network_of, parse_network
 from polarismail.values.reply import Reply
 
 _UNITS = {60: "minute", 3600: "hour", 86400: "day"}
@@ -87,7 +86,7 @@ class ClientLimits:
         shares: Shares,
         *,
         now: Callable[[], float],
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
     ) -> None:
         self._rates = {name: shares.rate(name) for name in RATES}
         self._now, self._record_event = now, record_event

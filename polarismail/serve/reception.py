@@ -37,6 +37,7 @@ from polarismail.store.space import Space
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
+from polarismail.values.events import RecordEvent
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
     HAS_BEEN_HERE,
@@ -52,7 +53,6 @@ from polarismail.values.reply import (
     queued_as,
 )
 
-RecordEvent = Callable[[str, dict[str, Any]], None]
 # (client address, reverse-path, forward-path, now) -> verdict
 CheckGreylist = Callable[[str, Mailbox | None, Mailbox, float], Verdict | Deferred[Verdict]]
 
