@@ -40,9 +40,8 @@ class Inspection:
 
     received: int  # Received fields, for the loop limit (RFC 5321 §6.3)
     defects: tuple[str, ...] = ()
-    claims: bool = (
-        False  # it has fields that only we may write, or Delivered-To: `remove_claims` and `has_been_in` look closer
-    )
+    has_ours: bool = False
+    """It has fields that only we may write, or Delivered-To: `remove_forged` and `has_been_in` look closer."""
 
 
 _IN_GOOD_ORDER = [Inspection(received) for received in range(32)]
@@ -92,8 +91,8 @@ def _look_closer(section: bytes) -> Inspection:
         defects.append("a field name with characters that no name may have")
     if any(field.end - field.start > MAX_FIELD_OCTETS for field in fields):
         defects.append(f"a field of more than {MAX_FIELD_OCTETS} octets")
-    claims = not _OURS_TO_SAY.isdisjoint(names)
-    return Inspection(names.count(b"received"), tuple(defects[:_MAX_DEFECTS]), claims)
+    has_ours = not _OURS_TO_SAY.isdisjoint(names)
+    return Inspection(names.count(b"received"), tuple(defects[:_MAX_DEFECTS]), has_ours)
 
 
 def _is_name(name: bytes) -> bool:
@@ -183,13 +182,13 @@ def _split_list(text: str) -> list[str]:
 # -- fields that only we may write ------------------------------------------------------------------------------------------
 
 
-def remove_claims(section: bytes, hostname: str, *, final: bool) -> tuple[bytes, int]:
+def remove_forged(section: bytes, hostname: str, *, final: bool) -> tuple[bytes, int]:
     """The section without results that claim to be this host's, and how many fields went.
 
     `final`: nobody relays the message from here, so that a Return-Path goes as well (RFC 5321 §4.4: a relay must not look).
     """
     fields = list(iterate_fields(section))
-    gone = [field for field in fields if _claims(section, field, hostname.lower(), final)]
+    gone = [field for field in fields if _is_forged(section, field, hostname.lower(), final)]
     if not gone:
         return section, 0
     pieces, at = [], 0
@@ -200,7 +199,7 @@ def remove_claims(section: bytes, hostname: str, *, final: bool) -> tuple[bytes,
     return b"".join(pieces), len(gone)
 
 
-def _claims(section: bytes, field: Field, hostname: str, final: bool) -> bool:
+def _is_forged(section: bytes, field: Field, hostname: str, final: bool) -> bool:
     if field.name == _RETURN_PATH:
         return final
     return field.name == _RESULTS and _service_of(section[field.value : field.end]) in (hostname, "")

@@ -28,6 +28,7 @@ from attrs import field, frozen
 from twisted.logger import Logger
 
 from polarismail.net.accepting import Client, GoOn
+from polarismail.values.checks import check_positive
 from polarismail.values.events import RecordEvent, no_event
 from polarismail.values.network import host_of
 from polarismail.values.reply import OUT_OF_STEP, SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
@@ -40,11 +41,6 @@ _DRAINED_OCTETS = 65536
 _NOW = socket.MSG_DONTWAIT
 
 
-def _check_positive(_: object, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name}: expected 1 or more, found {value}")
-
-
 @frozen
 class WaitSettings:
     """How long strangers wait, and how many. Defaults: NUMBERS.md, "Pregreet". Raises ValueError."""
@@ -52,8 +48,8 @@ class WaitSettings:
     enabled: bool = True
     wait_seconds: float = 6.0
     stress_wait_seconds: float = 2.0
-    max_waiting: int = field(default=5000, validator=_check_positive)
-    max_waiting_per_address: int = field(default=20, validator=_check_positive)  # for IPv6: for each /64
+    max_waiting: int = field(default=5000, validator=check_positive)
+    max_waiting_per_address: int = field(default=20, validator=check_positive)  # for IPv6: for each /64
 
 
 class Keeper(Interface):

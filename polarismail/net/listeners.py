@@ -153,6 +153,8 @@ class Listener:
             )
         if self.offers and self.protocol != "smtp":
             raise ValueError("offers: SMTP has extensions to offer, POP3 has not")
+        if self.xclient_networks and self.protocol != "smtp":
+            raise ValueError("xclient_networks: XCLIENT and XFORWARD are SMTP's, POP3 has nothing like them")
         if self.role == "pop3":
             for name in fields_dict(ListenerLimits).keys() - _FOR_ALL_ROLES:
                 if getattr(self.limits, name) is not None:
