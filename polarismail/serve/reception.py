@@ -71,7 +71,7 @@ class ReceptionSettings:
 
 @define
 class Desk:
-    """What every reception shares: the parts that it works with, chosen by service.py."""
+    """What every reception shares: the parts that it works with, joined in parts.py."""
 
     hostname: str
     spool: ISpool
@@ -126,7 +126,7 @@ class Reception:
         return self._check_resolved(resolution, facts, envelope, rcpt)
 
     def begin_content(self, facts: SessionFacts, envelope: Envelope) -> IncomingDraft:
-        """Where the content goes. Raises SpoolUnhealthy."""
+        """Where the content goes. Raises SpoolFull, SpoolUnhealthy."""
         spool, recipients = self._desk.spool, envelope.recipients
         local = all(recipient.next_hop == LOCAL for recipient in recipients)
         if not local:
@@ -200,7 +200,7 @@ class Reception:
         if found.received > settings.max_hops:
             return TOO_MANY_HOPS
         # Of several recipients, the one that it has reached before fails alone, at delivery (HOSTILE 5).
-        if found.claims and all(
+        if found.has_ours and all(
             recipient.next_hop == LOCAL and has_been_in(draft.section, recipient.forward_path)
             for recipient in envelope.recipients
         ):
