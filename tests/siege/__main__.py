@@ -39,7 +39,7 @@ from tests.siege.server import Besieged, allow_descriptors, gate_seconds
 CALM_SECONDS = 10.0
 REST_SECONDS = 30.0
 BOUND_SECONDS = 5.0
-MEMORY_BOUND = 192 * 1024 * 1024
+MEMORY_BOUND = 256 * 1024 * 1024
 """Of all processes of the server, at any moment."""
 MEMORY_LEFT = 64 * 1024 * 1024
 """How much more than before the attack it may still have after it: the allocator keeps some."""
