@@ -48,7 +48,7 @@ class WaitSettings:
     enabled: bool = True
     wait_seconds: float = 6.0
     stress_wait_seconds: float = 2.0
-    max_waiting: int = field(default=5000, validator=check_positive)
+    max_waiting: int = field(default=3000, validator=check_positive)
     max_waiting_per_address: int = field(default=20, validator=check_positive)  # for IPv6: for each /64
 
 
