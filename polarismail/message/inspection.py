@@ -40,8 +40,9 @@ class Inspection:
 
     received: int  # Received fields, for the loop limit (RFC 5321 §6.3)
     defects: tuple[str, ...] = ()
-    has_ours: bool = False
-    """It has fields that only we may write, or Delivered-To: `remove_forged` and `has_been_in` look closer."""
+    claims: bool = (
+        False  # it has fields that only we may write, or Delivered-To: `remove_claims` and `has_been_in` look closer
+    )
 
 
 _IN_GOOD_ORDER = [Inspection(received) for received in range(32)]
@@ -91,8 +92,8 @@ def _look_closer(section: bytes) -> Inspection:
         defects.append("a field name with characters that no name may have")
     if any(field.end - field.start > MAX_FIELD_OCTETS for field in fields):
         defects.append(f"a field of more than {MAX_FIELD_OCTETS} octets")
-    has_ours = not _OURS_TO_SAY.isdisjoint(names)
-    return Inspection(names.count(b"received"), tuple(defects[:_MAX_DEFECTS]), has_ours)
+    claims = not _OURS_TO_SAY.isdisjoint(names)
+    return Inspection(names.count(b"received"), tuple(defects[:_MAX_DEFECTS]), claims)
 
 
 def _is_name(name: bytes) -> bool:
@@ -182,13 +183,13 @@ def _split_list(text: str) -> list[str]:
 # -- fields that only we may write ------------------------------------------------------------------------------------------
 
 
-def remove_forged(section: bytes, hostname: str, *, final: bool) -> tuple[bytes, int]:
+def remove_claims(section: bytes, hostname: str, *, final: bool) -> tuple[bytes, int]:
     """The section without results that claim to be this host's, and how many fields went.
 
     `final`: nobody relays the message from here, so that a Return-Path goes as well (RFC 5321 §4.4: a relay must not look).
     """
     fields = list(iterate_fields(section))
-    gone = [field for field in fields if _is_forged(section, field, hostname.lower(), final)]
+    gone = [field for field in fields if _claims(section, field, hostname.lower(), final)]
     if not gone:
         return section, 0
     pieces, at = [], 0
@@ -199,7 +200,7 @@ def remove_forged(section: bytes, hostname: str, *, final: bool) -> tuple[bytes,
     return b"".join(pieces), len(gone)
 
 
-def _is_forged(section: bytes, field: Field, hostname: str, final: bool) -> bool:
+def _claims(section: bytes, field: Field, hostname: str, final: bool) -> bool:
     if field.name == _RETURN_PATH:
         return final
     return field.name == _RESULTS and _service_of(section[field.value : field.end]) in (hostname, "")

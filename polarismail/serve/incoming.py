@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from polarismail.message.headers import MAX_SECTION_OCTETS
-from polarismail.message.inspection import HeaderCollector, Inspection, inspect, remove_forged
+from polarismail.message.inspection import HeaderCollector, Inspection, inspect, remove_claims
 from polarismail.store.interfaces import IDraft
 
 
@@ -84,8 +84,8 @@ class IncomingDraft:
     def _look(self, section: bytes) -> bool:
         """Whether the section may stay as it is."""
         found = self._inspection = inspect(section)
-        if found.has_ours:
-            section, self.removed = remove_forged(section, self._hostname, final=self._final)
+        if found.claims:
+            section, self.removed = remove_claims(section, self._hostname, final=self._final)
         self.section = section
         return not self.removed
 

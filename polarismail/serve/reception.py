@@ -200,7 +200,7 @@ class Reception:
         if found.received > settings.max_hops:
             return TOO_MANY_HOPS
         # Of several recipients, the one that it has reached before fails alone, at delivery (HOSTILE 5).
-        if found.has_ours and all(
+        if found.claims and all(
             recipient.next_hop == LOCAL and has_been_in(draft.section, recipient.forward_path)
             for recipient in envelope.recipients
         ):

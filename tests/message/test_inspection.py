@@ -14,7 +14,7 @@ from polarismail.message.inspection import (
     author,
     has_been_in,
     inspect,
-    remove_forged,
+    remove_claims,
 )
 from polarismail.values.address import Mailbox
 
@@ -36,7 +36,7 @@ GOOD = (
 )
 def test_mail_in_order_has_no_defects(more: bytes) -> None:
     found = inspect(GOOD + more)
-    assert (found.defects, found.has_ours, found.received) == ((), False, more.count(b"Received"))
+    assert (found.defects, found.claims, found.received) == ((), False, more.count(b"Received"))
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_the_words_of_many_defects_are_bounded() -> None:
 @given(st.binary(max_size=200))
 def test_nothing_raises(octets: bytes) -> None:
     for section in (octets, b"From: " + octets + b"\r\n", b"Authentication-Results:" + octets + b"\r\n"):
-        inspect(section), author(section), remove_forged(section, "here.test", final=True)
+        inspect(section), author(section), remove_claims(section, "here.test", final=True)
         has_been_in(section, Mailbox("a", "b"))
 
 
 @pytest.mark.parametrize("evil", [b"(" * 50000, b'"' * 50001, b"<" * 50000, b"a@b," * 12000, b"\\" * 50000])
 def test_what_is_evil_costs_no_more_than_its_length(evil: bytes) -> None:
     addresses_in(evil), inspect(b"From: " + evil + b"\r\n")
-    remove_forged(b"Authentication-Results: " + evil + b"\r\n", "here.test", final=True)
+    remove_claims(b"Authentication-Results: " + evil + b"\r\n", "here.test", final=True)
 
 
 OURS = [
@@ -124,27 +124,27 @@ THEIRS = [
 
 @pytest.mark.parametrize("field", OURS)
 def test_results_that_claim_to_be_ours_go_whole(field: bytes) -> None:
-    assert inspect(GOOD + field).has_ours
+    assert inspect(GOOD + field).claims
     for section in (GOOD + field, field + GOOD, field + GOOD + field):
-        assert remove_forged(section, "mail.here.test", final=False) == (GOOD, section.count(field))
+        assert remove_claims(section, "mail.here.test", final=False) == (GOOD, section.count(field))
 
 
 @pytest.mark.parametrize("field", THEIRS)
 def test_results_of_others_stay(field: bytes) -> None:
     section = GOOD + field
-    assert remove_forged(section, "mail.here.test", final=True) == (section, 0)
+    assert remove_claims(section, "mail.here.test", final=True) == (section, 0)
 
 
 def test_a_return_path_goes_where_the_way_ends() -> None:
     section = b"Return-Path: <evil@else.test>\r\n" + GOOD
-    assert inspect(section).has_ours
-    assert remove_forged(section, "mail.here.test", final=True) == (GOOD, 1)
-    assert remove_forged(section, "mail.here.test", final=False) == (section, 0)
+    assert inspect(section).claims
+    assert remove_claims(section, "mail.here.test", final=True) == (GOOD, 1)
+    assert remove_claims(section, "mail.here.test", final=False) == (section, 0)
 
 
 def test_where_it_has_been() -> None:
     section = GOOD + b"Delivered-To: Bob@HERE.test\r\n"
-    assert inspect(section).has_ours and field_values(section, b"delivered-to")
+    assert inspect(section).claims and field_values(section, b"delivered-to")
     assert has_been_in(section, Mailbox("bob", "here.test"))
     assert not has_been_in(section, Mailbox("ann", "here.test"))
 
