@@ -33,7 +33,7 @@ from polarismail.relay.settings import RelaySettings
 from polarismail.serve.maildrop_door import DoorSettings
 from polarismail.serve.pop3_session import Pop3SessionSettings
 from polarismail.serve.reception import ReceptionSettings
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.directory import DirectorySettings
 from polarismail.store.maildrop import MaildropSettings
 from polarismail.store.space import SpaceSettings

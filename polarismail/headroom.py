@@ -21,6 +21,8 @@ from attrs import frozen
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
+from polarismail.values.events import RecordEvent
+
 _PAGE_OCTETS = os.sysconf("SC_PAGE_SIZE")
 _MARGIN = 0.95
 """It has ended when so much of what is too much is in use."""
@@ -83,7 +85,7 @@ class Headroom:
         reactor: Any,
         settings: MemorySettings,
         workers: int,
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
         close_door: Callable[[bool], None],
         shrink: Iterable[Callable[[], Any]],
         relieve: Callable[[], Any],

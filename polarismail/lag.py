@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from polarismail.values.events import RecordEvent
+
 STALL_SECONDS = 0.1
 _BUSY_INTERVAL_SECONDS = 0.05
 _IDLE_INTERVAL_SECONDS = 0.25
@@ -55,7 +57,7 @@ class LagGauge:
     def __init__(
         self,
         reactor: Any,
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,

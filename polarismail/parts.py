@@ -2,14 +2,13 @@
 """The parts of one server, made and joined, started left to right and stopped right to left.
 
 Everything that another process, a file or the network could hold up is started here and awaited, so that a listener is
-served only when all of it works.
+served only when all of it works. What clients meet is joined in entrance.py.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,46 +23,31 @@ from polarismail.channel import Channel
 from polarismail.config import Config
 from polarismail.control import Control
 from polarismail.control_socket import ControlServer
+from polarismail.entrance import Entrance
 from polarismail.fellows import Fellows
 from polarismail.headroom import Headroom
 from polarismail.inheritance import Place
 from polarismail.lag import LagGauge
 from polarismail.memory import Relief
-from polarismail.net.accepting import Stage
-from polarismail.net.descriptors import make_room_for
-from polarismail.net.dnsbl import DnsLists
-from polarismail.net.gate import Gate
-from polarismail.net.limits import ConnectionCounter
-from polarismail.net.listener_counter import ListenerCounter
-from polarismail.net.listeners import NO_LIMITS, Listener, StrangersOnly
-from polarismail.net.proxying import ProxyStage
 from polarismail.net.resolver import Resolver
 from polarismail.net.shares import Shares
-from polarismail.net.shares import alone as shares_alone
-from polarismail.net.stress import Stress
-from polarismail.net.tls import CertificateStore, Speaking
-from polarismail.policy.gatekeeper import Gatekeeper
-from polarismail.policy.limits import ClientLimits
+from polarismail.net.tls import CertificateStore
 from polarismail.relay.bounces import Bounces
 from polarismail.relay.greylisting import Greylist
 from polarismail.relay.local import LocalDelivery
 from polarismail.relay.manager import RelayManager
 from polarismail.relay.settings import RelaySettings
 from polarismail.serve.maildrop_door import MaildropDoors
-from polarismail.serve.pop3 import Pop3Factory
 from polarismail.serve.reception import Desk, Reception
-from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.database import COUNTERS, Database
 from polarismail.store.directory import Directory
-from polarismail.store.known_clients import KnownClients
 from polarismail.store.space import Space
 from polarismail.store.spool import Spool
 from polarismail.telemetry import EventLog
-from polarismail.wire.smtp_states import ServerSettings, submission_settings
 
 
 class Parts:
-    """Made with nothing opened; `start` opens, `factory` serves, `stop` ends. One instance is one server."""
+    """Made with nothing opened; `start` opens, `entrance` serves, `stop` ends. One instance is one server."""
 
     log = Logger()
 
@@ -83,12 +67,10 @@ class Parts:
     ) -> None:
         """`place`, `shares` and `channel`: where this is one of several workers. `own_endpoints`: where SMTP is answered, as
         the sockets themselves say."""
-        self.config, self._reactor, self._now = config, reactor, now
-        self._own_endpoints = own_endpoints
-        self._telemetry, self.certificates = telemetry, certificates
+        self._own_endpoints, self.certificates = own_endpoints, certificates
         record_event = telemetry.record_event
         self.lag = LagGauge(reactor, record_event)
-        self.relief = Relief(reactor, lambda: self.sessions)
+        self.relief = Relief(reactor, lambda: self.entrance.sessions)
         self.database = Database(config.database_url, reactor=reactor, lock_path=config.lock_path)
         self.counters = Database(config.counters_url, reactor=reactor, branch=COUNTERS)
         self.spool = Spool(self.database, config.paths.spool, reactor, config.spool, now=now)
@@ -96,16 +78,6 @@ class Parts:
         self.greylist = Greylist(self.counters, reactor, config.greylisting, now=now)
         self.passwords = Passwords(reactor, config.auth.passwords)
         self.resolver = Resolver(reactor, config.dns)
-        self.gatekeeper = self._make_gatekeeper()
-        self._places_of_one()  # the gate looks at how many descriptors there are
-        self.gate = Gate(
-            reactor,
-            self.gatekeeper,
-            config.gate.wait,
-            record_event=record_event,
-            is_stressed=lambda: self.stress["smtp"].is_stressed(),
-        )
-        self.gatekeeper.let_in = self.gate.let_in
         self.local = LocalDelivery(
             reactor,
             self.spool.read,
@@ -160,6 +132,26 @@ class Parts:
             lambda account, mind: Reception(self.desk, account),
             self.doors.door,
         )
+        self.entrance = Entrance(
+            config,
+            reactor=reactor,
+            now=now,
+            record_event=record_event,
+            portal=self.portal,
+            certificates=certificates,
+            counters=self.counters,
+            place=place,
+            shares=shares,
+        )
+        self.headroom = Headroom(
+            reactor,
+            config.memory,
+            1 if place is None else place.workers,
+            record_event,
+            self.entrance.close_door,
+            (logins.clear, self.directory.clear_caches, self.greylist.clear_cache, self.resolver.forget),
+            self.entrance.relieve,
+        )
         self.control = Control(
             database=self.database,
             spool=self.spool,
@@ -171,87 +163,17 @@ class Parts:
             manager=self.manager,
             fellows=self.fellows,
             lag=self.lag,
-            describe_gate=lambda: self.gate.statistics() | self.gatekeeper.statistics(),
+            stress=self.entrance.stress,
+            space=self.space,
+            headroom=self.headroom,
+            describe_gate=self.entrance.describe_gate,
             now=now,
         )
         inherited = None if place is None else socket.socket(fileno=place.control)
         self.control_server = ControlServer(
             self.control, config.paths.control_socket, reactor, config.control, inherited
         )
-        self.limits = ClientLimits(
-            config.limits, shares or shares_alone(), now=time.monotonic, record_event=record_event
-        )
-        self._counters = {name: self._counter(name) for name in ("smtp", "pop3")}
-        self.stress = {
-            name: Stress(reactor, counter, config.stress, record_event, name)
-            for name, counter in self._counters.items()
-        }
-        self.headroom = Headroom(
-            reactor,
-            config.memory,
-            self._workers,
-            record_event,
-            self._close_door,
-            (logins.clear, self.directory.clear_caches, self.greylist.clear_cache, self.resolver.forget),
-            self._relieve,
-        )
-        self.control.stress, self.control.space, self.control.headroom = self.stress, self.space, self.headroom
-        self._factories: list[Any] = []
-        self._proxy_stages: list[ProxyStage] = []
         self._started: list[Any] = []
-
-    def _counter(self, protocol: str) -> ConnectionCounter:
-        shared = None if self.fellows is None else self.fellows.shares.counting(protocol)
-        counter = ConnectionCounter(self.config.connections, shared)
-        counter.trusted, counter.may_connect = self.limits.trusted, self.limits.may_connect
-        return counter
-
-    @property
-    def _workers(self) -> int:
-        return 1 if self.fellows is None else self.fellows.place.workers
-
-    def _close_door(self, closed: bool) -> None:
-        for counter in self._counters.values():
-            counter.full_of_memory = closed
-
-    def _relieve(self) -> None:
-        for stress in self.stress.values():
-            stress.relieve()
-
-    def _places_of_one(self) -> int:
-        wait = self.config.gate.wait
-        return make_room_for(self.config.connections.total, wait.max_waiting if wait.enabled else 0)
-
-    def _find_places(self) -> None:
-        """As many as the configuration says, or as descriptors allow."""
-        total = self.config.connections.total
-        places = self._places_of_one() * self._workers
-        if places < total:
-            self.log.warn(
-                "descriptors allow {places} of the {total} sessions of connections.total: raise LimitNOFILE (ulimit -n)",
-                places=places, total=total,
-            )  # fmt: skip
-        for counter in self._counters.values():
-            counter.ceiling = places
-
-    def _counter_of(self, listener: Listener) -> Any:
-        counter = self._counters[listener.protocol]
-        if listener.limits == NO_LIMITS and not listener.proxy_networks:
-            return counter
-        shared = None if self.fellows is None else self.fellows.shares.counting(listener.protocol)
-        return ListenerCounter(listener, counter, shared)
-
-    def _make_gatekeeper(self) -> Gatekeeper:
-        settings = self.config.gate
-        # A resolver of its own, so that a flood of clients takes neither places nor answers from mail that goes out; and one
-        # that gives up when its answers would come too late.
-        patience = min(self.config.dns.timeout_seconds, max(settings.wait.wait_seconds, 1.0))
-        resolver = Resolver(
-            self._reactor, evolve(self.config.dns, timeout_seconds=patience, tries=1, cache_entries=1000)
-        )
-        known = KnownClients(self.counters, self._reactor, settings.known, now=self._now)
-        lists = DnsLists(resolver.ipv4_addresses, self._reactor, settings.dns)
-        return Gatekeeper(known, lists, settings, now=self._now)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -260,7 +182,7 @@ class Parts:
         order: tuple[Any, ...] = (
             self.database,
             self.counters,
-            self.gatekeeper.known,
+            self.entrance.known,
             self.spool,
             self.passwords,
             self.directory,
@@ -269,11 +191,11 @@ class Parts:
             self.space,
             self.control_server,
             self.lag,
-            *self.stress.values(),
+            *self.entrance.stress.values(),
             self.headroom,
             self.relief,
         )
-        self._find_places()
+        self.entrance.find_places()
         try:
             for part in order:
                 await maybeDeferred(getattr(part, "startService", None) or part.start)
@@ -294,141 +216,16 @@ class Parts:
             except Exception:
                 self.log.failure("{part} did not stop", part=type(part).__name__)
 
-    # -- serving -----------------------------------------------------------------------------------------------------
-
-    def factory(self, listener: Listener) -> Any:
-        """What to serve a listener with."""
-        made = self._pop3(listener) if listener.protocol == "pop3" else self._smtp(listener)
-        self._factories.append(made)
-        return made if listener.tls != "implicit" else self._inside_tls(made, listener.protocol)
-
-    def stages(self, listener: Listener) -> list[Stage]:
-        """What its connections go through before they cost anything: who they are comes first."""
-        stages: list[Stage] = []
-        if listener.proxy_networks:
-            proxies = ProxyStage(self._reactor, listener, self.config.proxy, self._telemetry.record_event)
-            self._proxy_stages.append(proxies)
-            stages.append(proxies)
-        # Behind implicit TLS the client speaks first, and elsewhere it logs in.
-        if listener.role == "mx" and listener.tls != "implicit":
-            own = listener.relay_networks + listener.proxy_networks + listener.xclient_networks
-            stages.append(StrangersOnly(self.gate, own) if own else self.gate)
-        return stages
-
-    def stop_stages(self) -> None:
-        """Listeners are closed: what has not become a session yet ends, told so where it can be."""
-        for each in self._proxy_stages:
-            each.stop()
-        self.gate.stop()
-
-    def _smtp(self, listener: Listener) -> Any:
-        # Imported here: its contract installs the global reactor, and a service with a reactor of its own comes first.
-        from polarismail.serve.smtp import ESMTPFactory
-
-        return ESMTPFactory(
-            self.portal,
-            listener=listener,
-            hostname=self.config.hostname,
-            reactor=self._reactor,
-            tls_options=self._tls_options("smtp"),
-            record_event=self._telemetry.record_event,
-            settings=self._engine_settings(listener),
-            session_settings=self._session_settings(listener),
-            transport_settings=self.config.transport,
-            counter=self._counter_of(listener),
-            limits=self.limits,
-        )
-
-    def _engine_settings(self, listener: Listener) -> ServerSettings:
-        settings = evolve(
-            self.config.smtp,
-            hostname=self.config.hostname,
-            offers=listener.extensions,
-            max_hold_seconds=self.config.reception.wishes.max_hold_seconds,
-            lmtp=listener.role == "lmtp",
-            **listener.limits.over(self.config.smtp),
-        )
-        if listener.role != "submission":
-            return settings
-        strict = submission_settings()
-        return evolve(
-            settings,
-            require_auth=strict.require_auth,
-            bare_line_ends=strict.bare_line_ends,
-            max_text_line_octets=strict.max_text_line_octets,
-        )
-
-    def _session_settings(self, listener: Listener) -> SessionSettings:
-        settings = self.config.session
-        return evolve(settings, **listener.limits.over(settings))
-
-    def _pop3(self, listener: Listener) -> Any:
-        return Pop3Factory(
-            self.portal,
-            listener=listener,
-            hostname=self.config.hostname,
-            reactor=self._reactor,
-            tls_options=self._tls_options("pop3"),
-            record_event=self._telemetry.record_event,
-            settings=self.config.pop3.engine,
-            session_settings=self.config.pop3.session,
-            transport_settings=self.config.transport,
-            counter=self._counter_of(listener),
-            limits=self.limits,
-        )
-
-    def _inside_tls(self, factory: Any, protocol: str) -> Any:
-        from twisted.protocols.tls import TLSMemoryBIOFactory
-
-        assert self.certificates is not None  # the service reads one wherever a listener has TLS
-        return TLSMemoryBIOFactory(self.certificates.speaking(protocol), False, factory)
-
-    def _tls_options(self, protocol: str) -> Callable[[], Speaking | None]:
-        options = None if self.certificates is None else self.certificates.speaking(protocol)
-        return lambda: options if options is not None and options.ready else None
-
-    @property
-    def sessions(self) -> int:
-        """Connections that are open now, over all listeners."""
-        return sum(counter.total for counter in self._counters.values())
-
-    def shut_down_sessions(self) -> None:
-        """Tell every client that waits for nothing to come back later; the others after their reply."""
-        for factory in self._factories:
-            factory.shut_down()
-
-    def drop_sessions(self) -> None:
-        """Cut what is still open. The sessions put away what they hold in the reactor's next turn."""
-        for factory in self._factories:
-            for connection in list(factory.connections):
-                connection.transport.abortConnection()
-
     # -- reload ------------------------------------------------------------------------------------------------------
 
     def reconfigure(self, config: Config) -> None:
         """Take what may change while running; new connections and new attempts see it."""
-        self.config = config
         self.desk.settings = config.reception
-        self.limits.change_settings(config.limits)
-        for counter in self._counters.values():
-            counter.limits, counter.trusted = config.connections, self.limits.trusted
-        self._find_places()
+        self.entrance.reconfigure(config)
         self.headroom.reconfigure(config.memory)
         self.space.reconfigure(config.space, config.smtp.max_message_octets)
-        for stress in self.stress.values():
-            stress.reconfigure(config.stress)
-        self.gate.settings = config.gate.wait
-        self.gatekeeper.reconfigure(config.gate)
         self.greylist.reconfigure(config.greylisting)
         self.manager.reconfigure(self._relay_settings(config))
-        for stage in self._proxy_stages:
-            stage.settings = config.proxy
-        for made in self._factories:
-            listener = made.context.listener
-            if listener.protocol == "pop3":
-                made.reconfigure(config.pop3.engine, config.pop3.session, config.transport)
-            else:
-                made.reconfigure(self._engine_settings(listener), self._session_settings(listener), config.transport)
 
     def _relay_settings(self, config: Config) -> RelaySettings:
         """The relay's settings with what is said elsewhere: where we listen, so that no MX loops to us."""

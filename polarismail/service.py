@@ -105,8 +105,8 @@ class MailService(TopService):
         if self._stopping:
             return  # told to stop meanwhile: nobody is served, and `_stop`, which waits for this, closes everything
         for listener in self.config.listeners:
-            bound, factory = self._prepared.bound.pop(listener.name), self.parts.factory(listener)
-            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.stages(listener))
+            bound, factory = self._prepared.bound.pop(listener.name), self.parts.entrance.factory(listener)
+            self._ports += listeners.serve(self.reactor, bound, factory, shares, self.parts.entrance.porches(listener))
         poll_plainly(self.reactor)
         memory.settle()
         fields: dict[str, Any] = {"version": __version__, "pid": os.getpid(), "hostname": self.config.hostname}
@@ -165,11 +165,11 @@ class MailService(TopService):
             parts.control_server.stop()  # others answer there, or a new server wants the place
         if parts is not None:
             try:
-                parts.stop_stages()
-                parts.shut_down_sessions()
-                await self._wait_while(lambda: parts.sessions, self.config.transport.drain_seconds)
-                parts.drop_sessions()
-                await self._wait_while(lambda: parts.sessions, 1.0)
+                parts.entrance.stop_porches()
+                parts.entrance.shut_down_sessions()
+                await self._wait_while(lambda: parts.entrance.sessions, self.config.transport.drain_seconds)
+                parts.entrance.drop_sessions()
+                await self._wait_while(lambda: parts.entrance.sessions, 1.0)
             except Exception:
                 self.log.failure("sessions did not end as they should")
             await parts.stop()

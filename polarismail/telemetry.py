@@ -169,13 +169,6 @@ def _render_time(seconds: float) -> str:
     return f"{_second_text}{int((seconds - whole) * 1e6):06d}Z"
 
 
-def parse_time(text: str) -> float:
-    """Seconds since 1970 of a line's `time`. Raises ValueError."""
-    import datetime
-
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-
-
 @implementer(ILogObserver)
 class EventLog:
     """Writes events to one file, or to standard output when `path` is "-" or "".

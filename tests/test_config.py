@@ -134,6 +134,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             'listeners[0].xclient_networks: expected networks as "192.0.2.0/24"',
         ),
         (
+            "[[listeners]]\nname = 'a'\nport = 1\nrole = 'pop3'\nxclient_networks = ['10.0.0.0/8']",
+            "listeners[0].xclient_networks: XCLIENT and XFORWARD are SMTP's",
+        ),
+        (
             "[[listeners]]\nname = 'a'\nport = 1\nrole = 'mx'\noffers = ['DSN', 'REQUIRETLS']",
             "listeners[0].offers: expected some of PIPELINING, CHUNKING, DSN, SMTPUTF8, ",
         ),

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
-from polarismail.telemetry import EVENTS, FLUSH_SECONDS, SECRETS, EventLog, parse_time, render_json
+from polarismail.telemetry import EVENTS, FLUSH_SECONDS, SECRETS, EventLog, render_json
 from polarismail.telemetry_text import TextLines, safe
 from tests.reactor import reactor, run
 
@@ -51,10 +51,6 @@ def test_any_fields_are_one_line_of_plain_json(fields: dict[str, Any]) -> None:
     for key, value in fields.items():
         if isinstance(value, (str, bool, int)) and len(str(value)) < 500 and len(key) <= 64:
             assert read[key] == value
-
-
-def test_time_reads_back() -> None:
-    assert parse_time(json.loads(render_json("log", {}, 1795315500.25))["time"]) == 1795315500.25
 
 
 @given(st.text())

@@ -55,7 +55,7 @@ class IReception(Interface):
         """
 
     def begin_content(facts: SessionFacts, envelope: Envelope) -> IDraft:
-        """Where the content goes. Raises SpoolUnhealthy: then answer 452 or 451, and not 354."""
+        """Where the content goes. Raises SpoolFull or SpoolUnhealthy: then answer 452 or 421, and not 354."""
 
     def end_of_data(
         facts: SessionFacts, envelope: Envelope, draft: IDraft, end: EndOfData

@@ -49,7 +49,7 @@ clothes is IPv4."""
 GoOn = Callable[[socket.socket, Client], None]
 
 
-class Stage(Interface):
+class Porch(Interface):
     """What a connection goes through before it costs an engine and a session: nothing has been sent or read yet."""
 
     def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
@@ -64,7 +64,7 @@ class Stage(Interface):
 class Acceptor:
     """One listening socket of TCP or UNIX, which it owns. Made by `listeners.serve`; starts at once.
 
-    `stages`: in the order in which a connection goes through them; shared by all listeners that have them.
+    `porches`: in the order in which a connection goes through them; shared by all listeners that have them.
     """
 
     log = Logger()
@@ -75,12 +75,12 @@ class Acceptor:
         listening: socket.socket,
         factory: Any,
         shares: Shares | None = None,
-        stages: Sequence[Stage] = (),
+        porches: Sequence[Porch] = (),
     ) -> None:
         self._reactor, self._listening, self._factory, self._shares = reactor, listening, factory, shares
         self._begin: GoOn = self._take
-        for stage in reversed(stages):
-            self._begin = partial(_pass_through, stage, self._begin)
+        for porch in reversed(porches):
+            self._begin = partial(_pass_through, porch, self._begin)
         self._family = listening.family
         self._resume: Any = None  # the timer of a pause
         self._insists = False
@@ -213,5 +213,5 @@ def _plain(client: Any) -> Client:
     return client
 
 
-def _pass_through(stage: Stage, go_on: GoOn, accepted: socket.socket, client: Client) -> None:
-    stage.take(accepted, client, go_on)
+def _pass_through(porch: Porch, go_on: GoOn, accepted: socket.socket, client: Client) -> None:
+    porch.take(accepted, client, go_on)

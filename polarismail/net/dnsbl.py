@@ -23,6 +23,7 @@ from twisted.logger import Logger
 
 from polarismail.store.lru import LruCache
 from polarismail.values.address import parse_domain, to_ascii
+from polarismail.values.checks import check_positive
 from polarismail.values.errors import BadAddress, LookupFailed, NoSuchName
 
 _MAX_LINE = 10_000
@@ -41,11 +42,6 @@ def _check_name(_: object, __: object, name: str) -> None:
 def _check_answers(_: object, __: object, answers: tuple[str, ...]) -> None:
     for answer in answers:
         parse_pattern(answer)
-
-
-def _check_positive(_: object, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name}: expected 1 or more, found {value}")
 
 
 def parse_pattern(text: str) -> tuple[range, ...]:
@@ -79,8 +75,8 @@ class DnsListSettings:
     lists: tuple[DnsList, ...] = ()
     allow_lists: tuple[DnsList, ...] = ()
     lists_cache_seconds: float = 600.0
-    lists_cache_entries: int = field(default=20_000, validator=_check_positive)
-    lists_at_once: int = field(default=50, validator=_check_positive)  # addresses
+    lists_cache_entries: int = field(default=20_000, validator=check_positive)
+    lists_at_once: int = field(default=50, validator=check_positive)  # addresses
 
 
 @frozen

@@ -17,14 +17,9 @@ from twisted.python.failure import Failure
 
 from polarismail.net.contracts import Engine, Hurry, Session, TransportSettings
 from polarismail.net.handshakes import HandshakeCounter
-from polarismail.net.limits import ConnectionCounter, ConnectionLimits, network_of
+from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.transport import Connection
-
-RecordEvent = Callable[[str, dict[str, Any]], None]
-
-
-def no_event(name: str, fields: dict[str, Any]) -> None:
-    """For where nobody keeps a log of events."""
+from polarismail.values.network import network_of
 
 
 def no_tls() -> None:

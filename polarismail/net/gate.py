@@ -28,8 +28,9 @@ from attrs import field, frozen
 from twisted.logger import Logger
 
 from polarismail.net.accepting import Client, GoOn
-from polarismail.net.factory import RecordEvent, no_event
-from polarismail.values.network import client_network
+from polarismail.values.checks import check_positive
+from polarismail.values.events import RecordEvent, no_event
+from polarismail.values.network import host_of
 from polarismail.values.reply import OUT_OF_STEP, SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
 
 T = TypeVar("T")
@@ -40,11 +41,6 @@ _DRAINED_OCTETS = 65536
 _NOW = socket.MSG_DONTWAIT
 
 
-def _check_positive(_: object, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name}: expected 1 or more, found {value}")
-
-
 @frozen
 class WaitSettings:
     """How long strangers wait, and how many. Defaults: NUMBERS.md, "Pregreet". Raises ValueError."""
@@ -52,8 +48,8 @@ class WaitSettings:
     enabled: bool = True
     wait_seconds: float = 6.0
     stress_wait_seconds: float = 2.0
-    max_waiting: int = field(default=5000, validator=_check_positive)
-    max_waiting_per_address: int = field(default=20, validator=_check_positive)  # for IPv6: for each /64
+    max_waiting: int = field(default=3000, validator=check_positive)
+    max_waiting_per_address: int = field(default=20, validator=check_positive)  # for IPv6: for each /64
 
 
 class Keeper(Interface):
@@ -74,7 +70,7 @@ _Waiter = tuple[Client, GoOn, float, str]
 
 
 class Gate:
-    """A `Stage`: see the module and `accepting`. One for all listeners of a process that have it."""
+    """A `Porch`: see the module and `accepting`. One for all listeners of a process that have it."""
 
     log = Logger()
 
@@ -97,15 +93,15 @@ class Gate:
         self._counts: Counter[str] = Counter()
         self._event_second, self._events = -1, 0
 
-    # -- Stage
+    # -- Porch
 
     def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
-        """See Stage. A client without an address is one of a UNIX socket."""
+        """See Porch. A client without an address is one of a UNIX socket."""
         address = client[0] if client else ""
         if not address or not self.settings.enabled or self._ask(True, self._keeper.passes, address):
             go_on(accepted, client)
             return
-        network = client_network(address, 32, 64)
+        network = host_of(address)
         alike = self._by_network.get(network)
         if alike is not None and len(alike) >= self.settings.max_waiting_per_address:
             self._refuse(accepted, client, TOO_MANY_CONNECTIONS, "too_many", "")
@@ -132,7 +128,7 @@ class Gate:
 
     def let_in(self, address: str) -> None:
         """Who waits with this address need not wait any longer."""
-        alike = self._by_network.get(client_network(address, 32, 64), ())
+        alike = self._by_network.get(host_of(address), ())
         for accepted in [each for each in alike if self._waiting[each][0][0] == address]:
             client, go_on, _, _ = self._waiting[accepted]
             self._forget(accepted)

@@ -7,7 +7,7 @@ How many handshakes run at once needs no bound of its own: each is a connection,
 
 from __future__ import annotations
 
-from polarismail.values.network import client_network
+from polarismail.values.network import host_of
 
 _SECONDS = 60.0
 _MAX_NETWORKS = 20_000
@@ -27,7 +27,7 @@ class HandshakeCounter:
         if now >= self._ends or len(self._by_network) >= _MAX_NETWORKS:
             self._ends = now + _SECONDS
             self._by_network.clear()
-        network = client_network(address, 32, 64)
+        network = host_of(address)
         begun = self._by_network.get(network, 0) + 1
         if begun > per_minute:
             return False

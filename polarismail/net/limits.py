@@ -14,7 +14,7 @@ from typing import Any
 from attrs import frozen
 
 from polarismail.net.shares import SharedCount
-from polarismail.values.network import NetworkList, client_network
+from polarismail.values.network import NetworkList, host_of, network_of
 
 
 @frozen
@@ -24,21 +24,6 @@ class ConnectionLimits:
     total: int = 10000
     per_address: int = 50  # for IPv6: for each /64
     per_network: int = 500  # for each /24, IPv6 /48; not for trusted networks
-
-
-def host_of(address: str) -> str:
-    """What counts as one client: an IPv4 address, an IPv6 /64."""
-    if ":" not in address:
-        return address  # at a thousand new clients a second, parsing would cost a hundredth of a core
-    return client_network(address, 32, 64).removesuffix("/32")
-
-
-def network_of(address: str) -> str:
-    """The network around it: IPv4 /24, IPv6 /48."""
-    if ":" not in address:
-        front = address.rpartition(".")[0]
-        return f"{front}.0/24" if front else address
-    return client_network(address, 24, 48)
 
 
 LOOPBACK = NetworkList(("127.0.0.0/8", "::1/128"))

@@ -13,7 +13,7 @@ from typing import Any
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener, is_in
 from polarismail.net.shares import SharedCount
-from polarismail.values.network import client_network
+from polarismail.values.network import host_of
 
 
 class ListenerCounter:
@@ -81,7 +81,7 @@ class ListenerCounter:
         if limits.connections is not None:
             keys.append((name, limits.connections))
         if limits.connections_per_address is not None and address:
-            keys.append((f"{name} {client_network(address, 32, 64)}", limits.connections_per_address))
+            keys.append((f"{name} {host_of(address)}", limits.connections_per_address))
         return keys
 
     def _add(self, key: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from attrs import field, fields_dict, frozen
 
-from polarismail.net.accepting import Acceptor, Client, GoOn, Stage
+from polarismail.net.accepting import Acceptor, Client, GoOn, Porch
 from polarismail.net.shares import Shares
 from polarismail.values.network import LOCAL_CLIENT, NetworkList
 from polarismail.wire.smtp_parameters import DEFAULT_OFFERS, check_offers
@@ -153,6 +153,8 @@ class Listener:
             )
         if self.offers and self.protocol != "smtp":
             raise ValueError("offers: SMTP has extensions to offer, POP3 has not")
+        if self.xclient_networks and self.protocol != "smtp":
+            raise ValueError("xclient_networks: XCLIENT and XFORWARD are SMTP's, POP3 has nothing like them")
         if self.role == "pop3":
             for name in fields_dict(ListenerLimits).keys() - _FOR_ALL_ROLES:
                 if getattr(self.limits, name) is not None:
@@ -229,21 +231,21 @@ def _network_list(networks: tuple[str, ...]) -> NetworkList:
 
 
 class StrangersOnly:
-    """A stage that clients of these networks pass by: machines of ours, and what a proxy does for itself."""
+    """A porch that clients of these networks pass by: machines of ours, and what a proxy does for itself."""
 
-    def __init__(self, stage: Stage, networks: tuple[str, ...]) -> None:
-        self._stage, self._networks = stage, networks
+    def __init__(self, porch: Porch, networks: tuple[str, ...]) -> None:
+        self._porch, self._networks = porch, networks
 
     def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
-        """See Stage."""
+        """See Porch."""
         if is_in(client[0] if client else LOCAL_CLIENT, self._networks):
             go_on(accepted, client)
         else:
-            self._stage.take(accepted, client, go_on)
+            self._porch.take(accepted, client, go_on)
 
     def stop(self) -> None:
-        """See Stage."""
-        self._stage.stop()
+        """See Porch."""
+        self._porch.stop()
 
 
 def serve(
@@ -251,8 +253,8 @@ def serve(
     bound: Iterable[socket.socket],
     factory: Any,
     shares: Shares | None = None,
-    stages: Sequence[Stage] = (),
+    porches: Sequence[Porch] = (),
 ) -> list[Acceptor]:
     """Accept from bound sockets, which are the acceptors' from now on. `shares`: where other processes accept as well;
-    `stages`: what each connection goes through first."""
-    return [Acceptor(reactor, each, factory, shares, stages) for each in bound]
+    `porches`: what each connection goes through first."""
+    return [Acceptor(reactor, each, factory, shares, porches) for each in bound]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Behind a proxy: who the client is stands in a header that comes before TLS and before the greeting (wire/proxy_protocol.py).
 
-A stage of accepting, for listeners with `proxy_networks`.
+The porch of listeners with `proxy_networks`.
 
 Guarantees
     The header is taken off the socket and not an octet more. Who connects from elsewhere than the named networks is closed
@@ -15,7 +15,6 @@ Never
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
@@ -25,10 +24,10 @@ from zope.interface import implementer
 
 from polarismail.net.accepting import Client, GoOn
 from polarismail.net.listeners import Listener, is_in
+from polarismail.values.events import RecordEvent
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.wire.proxy_protocol import MAX_HEADER_OCTETS, Fault, ProxiedClient, ProxyParser
 
-RecordEvent = Callable[[str, dict[str, Any]], None]
 _QUIET_SECONDS = 1.0
 
 
@@ -40,8 +39,8 @@ class ProxySettings:
     waiting: int = 1000  # for each listener and worker
 
 
-class ProxyStage:
-    """See `net.accepting.Stage`; one for each listener."""
+class ProxyPorch:
+    """See `net.accepting.Porch`; one for each listener."""
 
     log = Logger()
 
@@ -54,7 +53,7 @@ class ProxyStage:
         self._last_told = float("-inf")
 
     def take(self, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
-        """See Stage."""
+        """See Porch."""
         address = client[0] if client else LOCAL_CLIENT
         if not is_in(address, self._listener.proxy_networks):
             accepted.close()
@@ -73,7 +72,7 @@ class ProxyStage:
             self._timer = self._reactor.callLater(self.settings.header_seconds, self._look)
 
     def stop(self) -> None:
-        """See Stage. Idempotent."""
+        """See Porch. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -116,10 +115,10 @@ class ProxyStage:
 class _Waiting:
     """A connection whose header has not come yet. `client` is the proxy."""
 
-    __slots__ = ("_go_on", "_parser", "_stage", "accepted", "client")
+    __slots__ = ("_go_on", "_parser", "_porch", "accepted", "client")
 
-    def __init__(self, stage: ProxyStage, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
-        self._stage, self.accepted, self.client, self._go_on = stage, accepted, client, go_on
+    def __init__(self, porch: ProxyPorch, accepted: socket.socket, client: Client, go_on: GoOn) -> None:
+        self._porch, self.accepted, self.client, self._go_on = porch, accepted, client, go_on
         self._parser = ProxyParser()
 
     def read(self) -> bool:
@@ -137,13 +136,13 @@ class _Waiting:
             peeked = b""
         result = self._parser.result
         if not peeked:
-            self._stage.refuse(self, "closed before the PROXY header was complete")
+            self._porch.refuse(self, "closed before the PROXY header was complete")
         elif isinstance(result, Fault):
-            self._stage.refuse(self, result.reason)
+            self._porch.refuse(self, result.reason)
         elif result is None:
             return False
         else:
-            self._stage.forget(self)
+            self._porch.forget(self)
             self._go_on(
                 self.accepted,
                 _client(result.address, result.port) if isinstance(result, ProxiedClient) else self.client,
@@ -164,7 +163,7 @@ class _Waiting:
 
     def connectionLost(self, reason: Any) -> None:
         """The reactor saw the connection break, or is at its end."""
-        self._stage.forget(self)
+        self._porch.forget(self)
         self.accepted.close()
 
 

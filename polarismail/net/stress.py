@@ -8,7 +8,6 @@ Postfix, STRESS_README; HOSTILE E6.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -17,6 +16,7 @@ from attrs import field, frozen
 from polarismail.net.contracts import Hurry
 from polarismail.net.eviction import Eviction
 from polarismail.net.limits import ConnectionCounter
+from polarismail.values.events import RecordEvent
 
 LOOK_SECONDS = 0.5
 _A_TURN = 500
@@ -45,7 +45,7 @@ class Stress:
         reactor: Any,
         counter: ConnectionCounter,
         settings: StressSettings,
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
         protocol: str,
     ) -> None:
         self._reactor, self._counter, self._settings = reactor, counter, settings

@@ -108,11 +108,6 @@ class Speaking:
         return connection
 
 
-def server_options(certificate_path: str, key_path: str) -> CertificateStore:
-    """What `startTLS` of a server takes. Raises ConfigError."""
-    return CertificateStore(certificate_path, key_path)
-
-
 @implementer(IOpenSSLClientConnectionCreator)
 class OpportunisticTLS:
     """A client that takes any certificate, because the alternative is plain text; SNI is sent for names."""

@@ -14,16 +14,8 @@ from attrs import field, frozen
 from polarismail.net.dnsbl import DnsListSettings, Hit, Listing
 from polarismail.net.gate import WaitSettings
 from polarismail.store.known_clients import KnownSettings
-from polarismail.values.network import parse_network
+from polarismail.values.checks import check_networks
 from polarismail.values.reply import Reply
-
-
-def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
-    for network in networks:
-        try:
-            parse_network(network)
-        except ValueError as problem:
-            raise ValueError(f"allow_networks: {problem}") from problem
 
 
 def _check_threshold(_: object, __: object, threshold: int) -> None:
@@ -38,7 +30,7 @@ class GateSettings:
     wait: WaitSettings = field(factory=WaitSettings)
     dns: DnsListSettings = field(factory=DnsListSettings)
     known: KnownSettings = field(factory=KnownSettings)
-    allow_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
+    allow_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=check_networks)
     threshold: int = field(default=1, validator=_check_threshold)
     listed: Literal["refuse", "defer"] = "refuse"
 

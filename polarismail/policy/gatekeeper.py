@@ -15,7 +15,7 @@ from typing import Any
 from polarismail.net.dnsbl import DnsLists, Listing
 from polarismail.policy.gate import GateSettings, earns_a_pass, is_vouched_for, refusal
 from polarismail.store.known_clients import KnownClients
-from polarismail.values.network import NetworkList, client_network
+from polarismail.values.network import NetworkList, host_of
 from polarismail.values.reply import Reply
 
 
@@ -48,11 +48,11 @@ class Gatekeeper:
         if address in self._allowed:
             self._counts["allowed_network"] += 1
             return True
-        return self.known.is_known(_network(address), self._now()) and self._may_stay_known(address)
+        return self.known.is_known(host_of(address), self._now()) and self._may_stay_known(address)
 
     def look_into(self, address: str) -> None:
         """See Keeper."""
-        self.known.find(_network(address), self._now(), self._when_found, address)
+        self.known.find(host_of(address), self._now(), self._when_found, address)
         listing = self.lists.ask(address)
         if is_vouched_for(listing):
             self._vouched(address)
@@ -63,12 +63,12 @@ class Gatekeeper:
         if reply is not None:
             return reply, "listed"
         if earns_a_pass(waited_seconds, self._settings):
-            self.known.remember(_network(address), self._now())
+            self.known.remember(host_of(address), self._now())
         return None
 
     def forget(self, address: str) -> None:
         """This client has done what good clients do not: it waits the next time."""
-        network = _network(address)
+        network = host_of(address)
         if self.known.is_known(network, self._now()):
             self._counts["forgotten"] += 1
             self.known.forget(network)
@@ -102,9 +102,5 @@ class Gatekeeper:
 
     def _vouched(self, address: str) -> None:
         self._counts["vouched_for"] += 1
-        self.known.remember(_network(address), self._now())
+        self.known.remember(host_of(address), self._now())
         self.let_in(address)
-
-
-def _network(address: str) -> str:
-    return client_network(address, 32, 64)

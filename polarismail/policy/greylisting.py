@@ -19,17 +19,10 @@ from attrs import Attribute, evolve, field, frozen
 from polarismail.policy.verdict import ACCEPT, Defer, Verdict
 from polarismail.store.greylist import ClientRecord, Triplet, TripletRecord
 from polarismail.values.address import Mailbox
+from polarismail.values.checks import check_networks
 from polarismail.values.envelope import ReversePath
-from polarismail.values.network import client_network, parse_network
+from polarismail.values.network import client_network
 from polarismail.values.reply import GREYLISTED, Reply
-
-
-def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
-    for network in networks:
-        try:
-            parse_network(network)
-        except ValueError as problem:
-            raise ValueError(f"allow_networks: {problem}") from problem
 
 
 def _check_prefix(settings: object, attribute: Attribute[int], prefix: int) -> None:
@@ -49,7 +42,7 @@ class GreylistSettings:
     client_passes: int = 5  # triplets of one network that passed; 0: never allow a network by itself
     prefix_v4: int = field(default=24, validator=_check_prefix)
     prefix_v6: int = field(default=64, validator=_check_prefix)
-    allow_networks: tuple[str, ...] = field(default=(), validator=_check_networks)  # never greylisted
+    allow_networks: tuple[str, ...] = field(default=(), validator=check_networks)  # never greylisted
     cache_entries: int = 50_000  # passed triplets in memory, and as many client networks
     refresh_seconds: float = 3600.0  # how stale the last use of a passed triplet may be on disk
     expiry_interval_seconds: float = 3600.0

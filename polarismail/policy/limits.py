@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from attrs import field, frozen
 
-from polarismail.net.limits import host_of, network_of
 from polarismail.net.shares import RATES, Shares
-from polarismail.values.network import LOCAL_CLIENT, NetworkList, parse_network
+from polarismail.values.checks import check_networks
+from polarismail.values.events import RecordEvent
+from polarismail.values.network import LOCAL_CLIENT, NetworkList, host_of, network_of
 from polarismail.values.reply import Reply
 
 _UNITS = {60: "minute", 3600: "hour", 86400: "day"}
@@ -29,19 +29,11 @@ _REFUSES_WHAT_IS_BEYOND = ("connections", "transactions", "recipients")
 _JUDGED_SECONDS = 1.0
 
 
-def _check_networks(_: object, __: object, networks: tuple[str, ...]) -> None:
-    for network in networks:
-        try:
-            parse_network(network)
-        except ValueError as problem:
-            raise ValueError(f"trusted_networks: {problem}") from problem
-
-
 @frozen
 class RateLimits:
     """`[limits]`: of a client (IPv6: a /64), and as `network_` of the /24 (IPv6: /48) around it; 0: none. Raises ValueError."""
 
-    trusted_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=_check_networks)
+    trusted_networks: tuple[str, ...] = field(default=("127.0.0.0/8", "::1/128"), validator=check_networks)
     connections_per_minute: int = 0
     network_connections_per_minute: int = 0
     transactions_per_minute: int = 0
@@ -87,7 +79,7 @@ class ClientLimits:
         shares: Shares,
         *,
         now: Callable[[], float],
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
     ) -> None:
         self._rates = {name: shares.rate(name) for name in RATES}
         self._now, self._record_event = now, record_event

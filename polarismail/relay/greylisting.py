@@ -70,7 +70,7 @@ class Greylist:
             looping.addErrback(lambda failure: self.log.failure("greylist expiry ended", failure))
 
     def clear_cache(self) -> None:
-        """Forget what is on disk as well."""
+        """Give up the memory of it: what is forgotten here is on disk."""
         self._passed.clear()
         self._clients.clear()
 

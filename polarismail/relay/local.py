@@ -35,6 +35,7 @@ from polarismail.store.maildir_files import FileWriter
 from polarismail.store.threads import Answers, Workers
 from polarismail.values.envelope import RecipientState
 from polarismail.values.errors import Unavailable
+from polarismail.values.events import RecordEvent, no_event
 from polarismail.values.reply import TRY_AGAIN, UNKNOWN_RECIPIENT, Reply
 
 DISABLED = Reply(450, (4, 2, 1), "Mailbox is disabled, try again later")
@@ -59,10 +60,6 @@ class LocalSettings:
     retry_seconds: float = 300.0  # where a deferral is not scheduled by somebody who knows better
 
 
-def _no_event(name: str, fields: dict[str, Any]) -> None:
-    """Where nobody keeps a log of events."""
-
-
 class LocalDelivery:
     """See the module. `read` is ISpool.read, `find_form` its maildir_form; `record_event` hears of "alarm" when an operator
     must look.
@@ -82,7 +79,7 @@ class LocalDelivery:
         hostname: str,
         mail_root: str,
         find_form: FindForm | None = None,
-        record_event: Callable[[str, dict[str, Any]], None] = _no_event,
+        record_event: RecordEvent = no_event,
         sync: Callable[[int], None] = sync_file_system,
         now: Callable[[], float] = time.time,
     ) -> None:

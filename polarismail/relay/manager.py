@@ -30,7 +30,7 @@ from polarismail.relay.maildrops import Maildrops
 from polarismail.relay.mx import Lookup
 from polarismail.relay.pieces import Pieces
 from polarismail.relay.queue import Counts, Hand, Item
-from polarismail.relay.recorder import Compose, Recorder, RecordEvent
+from polarismail.relay.recorder import Compose, Recorder
 from polarismail.relay.routing import Router
 from polarismail.relay.session import connect as connect_session
 from polarismail.relay.settings import RelaySettings
@@ -38,6 +38,7 @@ from polarismail.relay.sites import Connect, Sites, Verdict
 from polarismail.relay.verdicts import describe, judge
 from polarismail.store.interfaces import Committed, Outcome, QueuedRecipient
 from polarismail.values.envelope import EXPANSION, LOCAL, RecipientState
+from polarismail.values.events import RecordEvent
 from polarismail.values.reply import ALIAS_EXPANDED, TRY_AGAIN, Reply, parse_rendered
 
 _SOON_SECONDS = 1.0

@@ -26,8 +26,8 @@ from polarismail.relay.verdicts import is_owed_success, needs_report
 from polarismail.store.interfaces import Committed, Outcome, Submission
 from polarismail.values.envelope import RecipientState
 from polarismail.values.errors import TooManyTargets, Unavailable
+from polarismail.values.events import RecordEvent
 
-RecordEvent = Callable[[str, dict[str, Any]], None]
 Compose = Callable[[Sequence[Outcome]], Awaitable[Submission | None]]
 """Outcomes of one message to the DSN about them; None where none is due."""
 _UNWRITABLE_REPORT_SECONDS = 3_600.0

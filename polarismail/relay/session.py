@@ -3,8 +3,8 @@
 
 RFC 5321 §4.5.3.2 (time-outs), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 6152 (8BITMIME), RFC 1870 (SIZE), RFC 9422.
 
-Guarantees: `Session.send` fires with one reply for each recipient, whatever the next hop does; each wait has a deadline that
-dribbling octets do not move; content goes out as it is stored or not at all (what cannot be read to its end is never
+Guarantees: `Session.send` fires with one reply for each recipient, whatever the next hop does, within the
+time-outs of relay/dialogue.py; content goes out as it is stored or not at all (what cannot be read to its end is never
 finished with a dot); large content waits while the next hop does not read. Text that came behind the 220 of STARTTLS
 breaks the connection, it is never taken for TLS's. A password is never said in plain text unless `tls="none"` was asked.
 
@@ -13,17 +13,15 @@ Never: retries, other addresses, a fall back to plain text on its own: the calle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from polarismail.net.outgoing import Outgoing, endpoint
+from polarismail.net.outgoing import endpoint
 from polarismail.net.tls import client_options, describe
 from polarismail.relay.clients import (
     ClientSettings,
@@ -31,9 +29,8 @@ from polarismail.relay.clients import (
     RemoteHost,
     connect_reply,
     local_reply,
-    where,
 )
-from polarismail.relay.deadlines import NEVER, Deadline
+from polarismail.relay.dialogue import Dialogue
 from polarismail.relay.looking import Read, has_utf8_fields, is_ascii
 from polarismail.relay.resumption import Resumption
 from polarismail.relay.transactions import (
@@ -49,7 +46,7 @@ from polarismail.relay.transactions import (
 )
 from polarismail.store.interfaces import QueuedMessage, QueuedRecipient
 from polarismail.values.reply import Reply
-from polarismail.wire.smtp_client import Broken, SendContent, SmtpClient, Step, Transaction, read_limits
+from polarismail.wire.smtp_client import Step, Transaction, read_limits
 
 __all__ = ["ClientSettings", "ConnectFailed", "RemoteHost", "Session", "connect"]
 
@@ -89,8 +86,7 @@ async def connect(
     return session
 
 
-@implementer(IHandshakeListener, IPushProducer)
-class Session(Protocol):
+class Session(Dialogue):
     """A connection that has introduced itself. One `send` at a time.
 
     `tls` is e.g. "TLSv1.3 TLS_AES_256_GCM_SHA384", or "". `transactions` counts those that were begun; `max_transactions` and
@@ -100,11 +96,11 @@ class Session(Protocol):
     """
 
     log = Logger()
-    transport: Any
 
     def __init__(
         self, reactor: Any, host: RemoteHost, settings: ClientSettings, resumption: Resumption | None = None
     ) -> None:
+        super().__init__(reactor, settings)
         self.host = host
         self.tls = ""
         self._keeps: Resumption | None = None
@@ -112,16 +108,8 @@ class Session(Protocol):
         self.max_recipients, self.max_transactions = settings.max_recipients, _UNLIMITED
         self.stale = False
         self._max_domains: int | None = None
-        self._settings, self._resumption = settings, resumption
-        self._engine = SmtpClient(settings.hostname)
-        self._waiter: Deferred[Any] | None = None  # for Answered, Finished, or the end of a handshake
+        self._resumption = resumption
         self._content: tuple[QueuedMessage, Read] | None = None
-        self._writable: Deferred[None] | None = None
-        self._ready = self._closed = self._handshaking = self._streaming = False
-        self._allowed_for: Step | None = None
-        self._allowed_at = -1
-        self._write: Callable[[bytes], None]  # set in connectionMade
-        self._deadline = Deadline(reactor, self._timed_out)
 
     # -- what the relay asks -------------------------------------------------------------------------------------------
 
@@ -175,12 +163,6 @@ class Session(Protocol):
         if not self._closed:
             self.transport.loseConnection()
             self._deadline.allow(self._settings.quit_seconds)
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._ready = False
-        if not self._closed and self.transport is not None:
-            self.transport.abortConnection()
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -385,107 +367,6 @@ class Session(Protocol):
         """Our own spool could not give all octets: without a final dot, nobody takes the half for the whole."""
         self.log.failure("{queue_id}: content cannot be read", failure, queue_id=message.queue_id)
         self._end(CONTENT_UNREADABLE)
-        self.abort()
-
-    # -- what Twisted calls --------------------------------------------------------------------------------------------
-
-    def connectionMade(self) -> None:
-        if hasattr(self.transport, "setTcpNoDelay"):
-            self.transport.setTcpNoDelay(True)
-        transport = self.transport
-        self._write = transport.write_now if isinstance(transport, Outgoing) else transport.write
-
-    def handshakeCompleted(self) -> None:
-        if self._handshaking:
-            self._handshaking = False
-            self._settle(None)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._engine.receive(data)
-        self._pump()
-
-    def pauseProducing(self) -> None:
-        """The next hop does not read (IPushProducer)."""
-        if self._writable is None:
-            self._writable = Deferred()
-
-    def resumeProducing(self) -> None:
-        """The next hop reads again."""
-        waiter, self._writable = self._writable, None
-        if waiter is not None:
-            waiter.callback(None)
-
-    def stopProducing(self) -> None:
-        """Nothing to do: connectionLost follows."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._closed = True
-        self._ready = False
-        self._deadline.stop()
-        handshaking, self._handshaking = self._handshaking, False
-        if handshaking:
-            what = f"{type(reason.value).__name__} {reason.value}"[:300].strip()
-            self._settle(Failure(ConnectFailed(local_reply(4, 7, 5, f"TLS handshake failed: {what}"))))
-        self._end(local_reply(4, 4, 2, f"Lost the connection {self._where()}"))
-        self.resumeProducing()
-
-    # -- inside ------------------------------------------------------------------------------------------------------------
-
-    def _wait(self) -> Deferred[Any]:
-        """Send what the engine has to say, and wait for what comes of it. Fails with ConnectFailed."""
-        waiter = self._waiter = Deferred()
-        if self._closed:
-            self._end(local_reply(4, 4, 2, "The connection is closed"))
-        else:
-            self._pump()
-        return waiter
-
-    def _pump(self) -> None:
-        """Take events, write output, move the deadline."""
-        if self._handshaking:
-            return
-        while (event := self._engine.next_event()) is not None:
-            if isinstance(event, SendContent):
-                self._begin_content()
-            elif isinstance(event, Broken):
-                self._end(event.reply)
-                self.abort()
-            else:
-                # Goes on with whoever waits, at once: the next command may be said before this returns.
-                self._settle(event)
-        out = self._engine.output()
-        if out:
-            self._write(out)
-        if not (self._streaming or self._handshaking):
-            self._allow_next()  # those two have deadlines of their own
-
-    def _settle(self, result: Any) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.callback(result)
-
-    def _end(self, reply: Reply) -> None:
-        """The connection is of no use any more; `reply` says why, unless something said so before."""
-        self._ready = False
-        self._settle(Failure(ConnectFailed(self._engine.lost(reply).reply)))
-
-    def _where(self) -> str:
-        return "while sending the content" if self._streaming else where(self._engine.expects)
-
-    # -- deadlines -----------------------------------------------------------------------------------------------------
-
-    def _allow_next(self) -> None:
-        """The next reply's time begins when the one before it has come; octets of half a reply move nothing."""
-        step = self._engine.expects
-        if step is not self._allowed_for or self._engine.answers != self._allowed_at:
-            self._allowed_for, self._allowed_at = step, self._engine.answers
-            self._deadline.allow(self._settings.seconds_for(step) if step is not None else NEVER)
-
-    def _timed_out(self) -> None:
-        if self._handshaking:
-            self._handshaking = False
-            self._settle(Failure(ConnectFailed(local_reply(4, 7, 5, "TLS handshake timed out"))))
-        self._end(local_reply(4, 4, 2, f"Timed out {self._where()}"))
         self.abort()
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from twisted.internet.protocol import Factory
 
 from polarismail.net.contracts import DEFAULT_SETTINGS, TransportSettings
-from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_tls
+from polarismail.net.factory import CountingFactory, no_tls
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.policy.limits import ClientLimits
 from polarismail.serve.maildrop_door import MaildropDoor, MaildropDoors
 from polarismail.serve.pop3_session import Pop3Context, Pop3Session, Pop3SessionSettings
+from polarismail.values.events import RecordEvent, no_event
 from polarismail.wire.pop3_events import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.pop3_server import Pop3Server, Pop3Settings
 

@@ -31,6 +31,7 @@ from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildrop import Entry, MaildropInUse, MessageGone
 from polarismail.values.errors import Unavailable
+from polarismail.values.events import RecordEvent
 from polarismail.wire import pop3_events as events
 from polarismail.wire import sasl
 from polarismail.wire.pop3_content import MessageEncoder
@@ -68,7 +69,7 @@ class Pop3Context:
     portal: Any  # twisted.cred.portal.Portal
     reactor: Any
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
-    record_event: Callable[[str, dict[str, Any]], None]
+    record_event: RecordEvent
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
     calm_settings: Pop3SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
     limits: ClientLimits | None = None

@@ -37,6 +37,7 @@ from polarismail.store.space import Space
 from polarismail.values.address import Mailbox
 from polarismail.values.envelope import EXPANSION, LOCAL, NO_OPTIONS, Envelope, MailOptions, Recipient, SessionFacts
 from polarismail.values.errors import SpoolFull, Unavailable
+from polarismail.values.events import RecordEvent
 from polarismail.values.network import LOCAL_CLIENT
 from polarismail.values.reply import (
     HAS_BEEN_HERE,
@@ -53,7 +54,6 @@ from polarismail.values.reply import (
     queued_as,
 )
 
-RecordEvent = Callable[[str, dict[str, Any]], None]
 # (client address, reverse-path, forward-path, now) -> verdict
 CheckGreylist = Callable[[str, Mailbox | None, Mailbox, float], Verdict | Deferred[Verdict]]
 
@@ -72,7 +72,7 @@ class ReceptionSettings:
 
 @define
 class Desk:
-    """What every reception shares: the parts that it works with, chosen by service.py."""
+    """What every reception shares: the parts that it works with, joined in parts.py."""
 
     hostname: str
     spool: ISpool
@@ -127,7 +127,7 @@ class Reception:
         return self._check_resolved(resolution, facts, envelope, rcpt)
 
     def begin_content(self, facts: SessionFacts, envelope: Envelope) -> IncomingDraft:
-        """Where the content goes. Raises SpoolUnhealthy."""
+        """Where the content goes. Raises SpoolFull, SpoolUnhealthy."""
         spool, recipients = self._desk.spool, envelope.recipients
         local = all(recipient.next_hop == LOCAL for recipient in recipients)
         if not local:

@@ -17,12 +17,14 @@ from twisted.internet import reactor as global_reactor
 from twisted.mail.smtp import SMTPFactory
 
 from polarismail.net.contracts import DEFAULT_SETTINGS, TransportSettings
-from polarismail.net.factory import CountingFactory, RecordEvent, no_event, no_tls
+from polarismail.net.factory import CountingFactory, no_tls
 from polarismail.net.limits import ConnectionCounter
 from polarismail.net.listeners import Listener
 from polarismail.policy.limits import ClientLimits
+from polarismail.serve.smtp_context import SessionSettings, SmtpContext
 from polarismail.serve.smtp_lmtp import LmtpSession
-from polarismail.serve.smtp_session import SessionSettings, SmtpContext, SmtpSession
+from polarismail.serve.smtp_session import SmtpSession
+from polarismail.values.events import RecordEvent, no_event
 from polarismail.values.reply import SHUTTING_DOWN, TOO_BUSY, TOO_MANY_CONNECTIONS
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import ServerSettings

@@ -14,6 +14,7 @@ from attrs import Factory, evolve, field, frozen
 from polarismail.net.contracts import Hurry
 from polarismail.net.listeners import Listener
 from polarismail.policy.limits import ClientLimits
+from polarismail.values.events import RecordEvent
 from polarismail.values.reply import Reply
 
 
@@ -53,7 +54,7 @@ class SmtpContext:
     portal: Any  # twisted.cred.portal.Portal
     reactor: Any
     tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
-    record_event: Callable[[str, dict[str, Any]], None]
+    record_event: RecordEvent
     settings: SessionSettings = field(factory=SessionSettings)
     calm_settings: SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
     """What they are when there is no stress, and for who has logged in."""

@@ -26,8 +26,6 @@ from polarismail.wire import sasl, smtp_events
 from polarismail.wire.smtp_server import SmtpServer
 from polarismail.wire.smtp_states import CONTENT_STATES, State
 
-__all__ = ["SessionSettings", "SmtpContext", "SmtpSession"]
-
 _PATIENCE = 30.0
 """Who has not brought a message for so long is behind as who has not sent a command for a second."""
 

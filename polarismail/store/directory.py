@@ -193,7 +193,7 @@ class Directory:
         self.log.failure("watching the directory failed", failure)
 
     def clear_caches(self) -> None:
-        """Forget what the database has as well."""
+        """Give up the memory of it: the database has it all."""
         self._resolutions.clear()
         self._foreign.clear()
         self._accounts.clear()

@@ -165,7 +165,7 @@ class ISpool(Interface):
     """Accepted mail until every recipient is done."""
 
     def draft(front: Front | None = None) -> IDraft:
-        """A new draft. Raises SpoolUnhealthy.
+        """A new draft. Raises SpoolFull, SpoolUnhealthy.
 
         `front`: every recipient is a maildrop, and each CR and LF to be written is part of a CRLF. A large content is then
         kept in the form that a Maildir has, behind this front, which is asked for once, or behind none where it is empty.

@@ -25,6 +25,7 @@ from polarismail.store.dialects import upsert
 from polarismail.store.lookups import Lookups
 from polarismail.store.lru import LruCache
 from polarismail.store.schema import known_clients
+from polarismail.values.checks import check_positive
 from polarismail.values.errors import Unavailable
 
 SLICE = 1000
@@ -35,18 +36,13 @@ _BELIEVED_SECONDS = 600.0  # before the database is asked again whether somebody
 _EXPIRY_SECONDS = 600.0
 
 
-def _check_positive(_: object, attribute: Any, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name}: expected 1 or more, found {value}")
-
-
 @frozen
 class KnownSettings:
     """How long and how many. Default: NUMBERS.md, "Pregreet", pass cache. Raises ValueError."""
 
     known_seconds: float = 7 * 86400.0  # since the last visit
-    known_in_memory: int = field(default=20_000, validator=_check_positive)
-    known_on_disk: int = field(default=1_000_000, validator=_check_positive)
+    known_in_memory: int = field(default=20_000, validator=check_positive)
+    known_on_disk: int = field(default=1_000_000, validator=check_positive)
 
 
 class Change(enum.Enum):

@@ -11,7 +11,6 @@ Everything is opened relative to directory descriptors, never through a link, an
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -174,8 +173,3 @@ def open_message(name: str, directory_fd: int, *, owner: int) -> int:
 def is_message(about: os.stat_result, owner: int) -> bool:
     """True for what may be shown as a message. Hard links are fine: Dovecot copies by making them."""
     return stat.S_ISREG(about.st_mode) and about.st_uid == owner and bool(about.st_mode & stat.S_IRUSR)
-
-
-def is_missing(problem: OSError) -> bool:
-    """True when a directory or file is not there, so that creating or looking again makes sense."""
-    return problem.errno in (errno.ENOENT, errno.ESTALE)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+
+from polarismail.values.events import RecordEvent
 
 _MARGIN = 1.05
 """How much more than what is too little is enough again."""
@@ -81,7 +83,7 @@ class Space:
         paths: Mapping[str, str],
         settings: SpaceSettings,
         message_octets: int,
-        record_event: Callable[[str, dict[str, Any]], None],
+        record_event: RecordEvent,
     ) -> None:
         self._reactor, self._paths, self._record_event = reactor, dict(paths), record_event
         self._settings, self._message_octets = settings, message_octets

@@ -49,11 +49,6 @@ class Mailbox:
         return cls(local, parse_domain(rest[1:]))
 
     @property
-    def is_literal(self) -> bool:
-        """True for `user@[192.0.2.1]` (RFC 5321 §4.1.3)."""
-        return self.domain[:1] == "["
-
-    @property
     def is_ascii(self) -> bool:
         """False when only an SMTPUTF8 next hop can take it (RFC 6531)."""
         return self.local.isascii() and self.domain.isascii()

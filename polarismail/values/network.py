@@ -54,6 +54,21 @@ def client_network(address: str, v4_bits: int = 24, v6_bits: int = 64) -> str:
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
+def host_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, an IPv6 /64."""
+    if ":" not in address:
+        return address  # at a thousand new clients a second, parsing would cost a hundredth of a core
+    return client_network(address, 32, 64).removesuffix("/32")
+
+
+def network_of(address: str) -> str:
+    """The network around it: IPv4 /24, IPv6 /48."""
+    if ":" not in address:
+        front = address.rpartition(".")[0]
+        return f"{front}.0/24" if front else address
+    return client_network(address, 24, 48)
+
+
 @lru_cache(4096)
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:

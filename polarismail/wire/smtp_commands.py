@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What each command means to the engine: its event, or the reply that refuses it, for where the session stands now.
 
-Guarantees: nothing here changes the engine but the count of recipients that were tried; what is no command of ours is told
-apart from what is an attack by another protocol (HOSTILE F7).
+Guarantees: nothing here changes the engine but the count of recipients that were tried and what a BDAT begins, the octets of
+which come whatever is answered; what is no command of ours is told apart from what is an attack by another protocol (HOSTILE
+F7).
 
 RFC 5321 §4.1.1, RFC 2033 §4, RFC 3030 §2, RFC 3207 §4, RFC 4954 §4.
 """

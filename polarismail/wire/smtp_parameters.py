@@ -4,7 +4,7 @@
 Guarantees: a parameter of an extension that is not offered is unknown (RFC 5321 §4.1.1.11), whatever its value; nothing here
 reads a clock or grants anything.
 
-RFC 2852 §4 (BY), RFC 4865 (HOLDFOR, HOLDUNTIL), RFC 6710 §7 (MT-PRIORITY), RFC 8689 §3 (REQUIRETLS), RFC 9422 §3 (LIMITS),
+RFC 2852 §4 (BY), RFC 4865 (HOLDFOR, HOLDUNTIL), RFC 6710 §7 (MT-PRIORITY), RFC 8689 §2 (REQUIRETLS), RFC 9422 §3 (LIMITS),
 RFC 3339 §5.6 (times).
 """
 

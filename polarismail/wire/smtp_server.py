@@ -105,11 +105,6 @@ class SmtpServer:
         return len(self._lines)
 
     @property
-    def awaiting_command(self) -> bool:
-        """Nothing is owed, no content or exchange is under way: the client may be told goodbye (RFC 5321 §3.8)."""
-        return self._owed is None and self._next is None and self.state in COMMAND_STATES and self.state is not _BDAT
-
-    @property
     def content_octets(self) -> int:
         """Octets of the present content that have been read, kept or not; 0 outside of one."""
         reading = self._content or self._chunks

@@ -72,7 +72,7 @@ def test_send_through_every_port_and_read_it(live: Live, port: str) -> None:
 
 def test_send_a_file_to_a_named_server(live: Live, tmp_path: Path) -> None:
     message = tmp_path / "message.eml"
-    message.write_bytes(b"From: somebody\r\nSubject: x\r\n\r\n" + b"0123456789\r\n" * 200_000)
+    message.write_bytes(b"From: ann@here.test\r\nSubject: x\r\n\r\n" + b"0123456789\r\n" * 200_000)
     words = ["--host", "localhost", "--port", str(live.server.ports["submission"]), "--ca", str(live.server.ca)]
     words += ["--user", "ann@here.test", "--password-stdin", "--from", "ann@here.test", "--to", "bob@here.test"]
     assert live.ok("send", str(message), *words, input=PASSWORD + "\n").startswith("250 2.0.0 Queued as ")

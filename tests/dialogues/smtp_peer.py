@@ -3,8 +3,8 @@
 
 Keys: `listener: mx | submission | lmtp`; `offers: KEYWORD ...` instead of what the role's listeners offer; `tls: none |
 available | active`; `auth: always | tls | never` (when AUTH is offered); `login: NAME PASSWORD` (accepted credentials, may be
-repeated); `refuse: GLOB CODE x.y.z TEXT` (what RCPT answers to a forward-path); `banner: CODE TEXT`; any integer of
-ServerSettings by its name.
+repeated); `refuse: GLOB CODE x.y.z TEXT` (what RCPT answers to a forward-path); `banner: CODE TEXT`; `front_end: yes`; any
+integer of ServerSettings by its name.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from polarismail.wire.smtp_events import (
     Refused,
     StartTls,
     Vrfy,
+    XClient,
 )
 from polarismail.wire.smtp_parameters import DEFAULT_OFFERS
 from polarismail.wire.smtp_server import SmtpServer
@@ -69,9 +70,11 @@ def build_engine(options: Mapping[str, str]) -> SmtpServer:
     def mechanisms(tls_active: bool) -> tuple[str, ...]:
         return tuple(sasl.MECHANISMS) if auth == "always" or (auth == "tls" and tls_active) else ()
 
-    return SmtpServer(
+    engine = SmtpServer(
         settings, tls_available=tls == "available", tls_active=tls == "active", auth_mechanisms=mechanisms
     )
+    engine.is_front_end = options.get("front_end") == "yes"
+    return engine
 
 
 class EnginePeer:
@@ -152,6 +155,10 @@ class EnginePeer:
             return self._step(event.initial)
         if isinstance(event, AuthResponse):
             return engine.answer(replies.AUTH_CANCELLED) if event.octets is None else self._step(event.octets)
+        if isinstance(event, XClient):
+            octets = engine.answer(Reply(220, None, "test ESMTP"))
+            engine.client_changed(authenticated=False)
+            return octets
         self.closed = isinstance(event, Quit)
         if isinstance(event, Mail):
             self._accepted, self._content = 0, b""

@@ -30,6 +30,7 @@ MORE = (
     ("mx-open", "mx", "starttls", "always"),
     ("submission-open", "submission", "starttls", "always"),
     ("lmtp", "lmtp", "none", "never"),
+    ("mx-front", "mx", "none", "never"),
     ("pop3-open", "pop3", "none", "always"),
     ("pop3-stls-open", "pop3", "starttls", "always"),
 )
@@ -62,6 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     listeners = "".join(
         f'[[listeners]]\nname = "{name}"\nrole = "{role}"\ntls = "{tls}"\nplaintext_auth = "{plaintext}"\n'
         f'address = "127.0.0.1"\nport = {ports[name]}\n'
+        + ('xclient_networks = ["127.0.0.0/8"]\n' if name == "mx-front" else "")
         for name, role, tls, plaintext in MORE
     )
     made = Server(
@@ -83,6 +85,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def listener_of(dialogue: Dialogue) -> str:
     """The listener that is what the header asks for."""
     role = dialogue.options.get("listener", "mx")
+    if dialogue.options.get("front_end") == "yes":
+        return f"{role}-front"
     return f"{role}-open" if dialogue.options.get("auth") == "always" else role
 
 

@@ -43,7 +43,7 @@ NUMBERS = (None, 20, 60, 200, 1000)
 _HINTS = get_type_hints(ServerSettings)
 _FIELDS = [field for field in attrs.fields(ServerSettings) if field.name != "hostname"]
 # What leaves no doubt; more is refused, and ends the session.
-_BDAT = re.compile(rb"BDAT +([0-9]{1,9})(?: +[^\x00-\x1f\x7f]*)?\r\n", re.IGNORECASE)
+_BDAT = re.compile(rb"BDAT +([0-9]{1,9})(?: +[ -~\x80-\xff]*)?[ \t]*\r\n", re.IGNORECASE)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _AUTH = ("never", "tls", "always")
 _NO = (replies.TRY_AGAIN, replies.UNKNOWN_RECIPIENT, replies.NO_ROOM)

@@ -173,9 +173,11 @@ def test_early_talk_that_is_believed_is_found(monkeypatch: pytest.MonkeyPatch) -
         ({}, [b"DATA\r\nNOOP\r\n"]),
         ({}, [b"EHLO x\r\n", b"STARTTLS x\r\nNOOP\r\n"]),
         ({}, [b"EHLO\r\nNOOP\r\n"]),
+        # A chunk whose BDAT has a word that is none, and octets that are no UTF-8.
+        ({}, [b"EHLO x\r\n", b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nBDAT 6 \xb4\xc3ST\r\nQUIT\r\nNOOP\r\n"]),
     ],
 )
-def test_a_refused_command_must_be_waited_for_too(options: dict[str, str], turns: list[bytes]) -> None:
+def test_what_was_found_holds_however_it_is_cut(options: dict[str, str], turns: list[bytes]) -> None:
     for cuts in range(64):
         session.check(session.write(options, turns, cuts))
 

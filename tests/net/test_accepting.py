@@ -125,7 +125,7 @@ def test_an_error_of_the_machine_pauses_and_one_of_a_client_does_not(
 
 
 class Waiting:
-    """A stage that keeps clients until it is told, and then says that they are somebody else."""
+    """A porch that keeps clients until it is told, and then says that they are somebody else."""
 
     def __init__(self) -> None:
         self.held: list[Any] = []
@@ -146,7 +146,7 @@ class PeerTeller(Protocol):
         self.transport.write(f"{peer.host} {peer.port}\r\n".encode())  # type: ignore[union-attr]
 
 
-def test_a_connection_goes_through_the_stages_in_their_order() -> None:
+def test_a_connection_goes_through_the_porches_in_their_order() -> None:
     bound = socket.create_server(("127.0.0.1", 0))
     first, second = Waiting(), Waiting()
     factory: Any = Factory.forProtocol(PeerTeller)

@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from polarismail.net.listeners import Listener, StrangersOnly
-from polarismail.net.proxying import ProxySettings, ProxyStage
+from polarismail.net.proxying import ProxyPorch, ProxySettings
 from tests.proxies import render_block, render_line
 
 LISTENER = Listener("door", 25, "mx", proxy_networks=("192.0.2.0/24",))
@@ -34,7 +34,7 @@ class World:
         self.begun: list[tuple[socket.socket, Any]] = []
         self.theirs: list[socket.socket] = []
         settings = ProxySettings(header_seconds=5.0, waiting=2)
-        self.stage = ProxyStage(self.reactor, LISTENER, settings, self.record)
+        self.porch = ProxyPorch(self.reactor, LISTENER, settings, self.record)
 
     def record(self, name: str, fields: dict[str, Any]) -> None:
         assert name == "proxy-refused"
@@ -45,7 +45,7 @@ class World:
         theirs.settimeout(5)
         self.theirs.append(theirs)
         theirs.sendall(octets)
-        self.stage.take(ours, client, lambda accepted, who: self.begun.append((accepted, who)))
+        self.porch.take(ours, client, lambda accepted, who: self.begun.append((accepted, who)))
         return theirs
 
     def wake(self) -> None:
@@ -124,8 +124,8 @@ def test_who_goes_before_the_header_is_complete_is_forgotten(world: World, first
 
 def test_what_waits_is_closed_at_the_stop(world: World) -> None:
     waiting = [world.come(), world.come(b"PROXY ")]
-    world.stage.stop()
-    world.stage.stop()
+    world.porch.stop()
+    world.porch.stop()
     assert [each.recv(1) for each in waiting] == [b"", b""]
     assert world.is_idle() and not world.events
 
@@ -147,7 +147,7 @@ def test_machines_of_ours_pass_by_what_is_for_strangers(world: World) -> None:
 
         def stop(self) -> None: ...
 
-    stage = StrangersOnly(Wall(), ("192.0.2.0/24", "local"))
+    porch = StrangersOnly(Wall(), ("192.0.2.0/24", "local"))
     for client, passes in (
         ((), True),
         (("192.0.2.7", 1), True),
@@ -156,7 +156,7 @@ def test_machines_of_ours_pass_by_what_is_for_strangers(world: World) -> None:
     ):
         ours, theirs = socket.socketpair()
         went: list[Any] = []
-        stage.take(ours, client, lambda accepted, who, went=went: went.append(who))
+        porch.take(ours, client, lambda accepted, who, went=went: went.append(who))
         assert went == ([client] if passes else [])
         ours.close()
         theirs.close()

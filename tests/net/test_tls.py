@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 from twisted.internet.protocol import Factory, Protocol
 
-from polarismail.net.tls import CertificateStore, client_options, describe, make_self_signed, server_options
+from polarismail.net.tls import CertificateStore, client_options, describe, make_self_signed
 from polarismail.values.errors import ConfigError
 from tests.reactor import reactor, run
 
@@ -165,7 +165,7 @@ def test_a_bad_file_keeps_the_old_one_and_is_named(
     assert str(path) in str(caught.value) and says in str(caught.value)
     talk(port, trusting(ca))
     with pytest.raises(ConfigError):
-        server_options(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+        CertificateStore(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
 
 
 def test_the_chain_is_sent(files: tuple[str, str, str]) -> None:

@@ -50,7 +50,7 @@ class Gate:
             return True
         before = len(self.let_in)
         run(self.keeper.look_into, address)
-        run(self.keeper.known.find, f"{address}/32", T0)  # behind the keeper's own question
+        run(self.keeper.known.find, address, T0)  # behind the keeper's own question
         return address in self.let_in[before:]
 
     def waits(self, address: str = ANN, seconds: float = 6.0) -> str | None:

@@ -22,7 +22,7 @@ from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.shares import alone
-from polarismail.net.tls import make_self_signed, server_options
+from polarismail.net.tls import CertificateStore, make_self_signed
 from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.pop3 import MaildropDoors, Pop3Factory, Pop3SessionSettings, Pop3Settings
 from polarismail.store import maildir as names
@@ -90,7 +90,7 @@ class Pop3World:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.maildrops = MaildropDoors(reactor, str(self.root))
         self.realm = Realm(self.maildrops, uid)
-        options = None if tls == "none" else server_options(self._pem[0], self._pem[1])
+        options = None if tls == "none" else CertificateStore(self._pem[0], self._pem[1])
         self.implicit = tls == "implicit"
         self.counter = ConnectionCounter(ConnectionLimits(total=places))
         self.factory = Pop3Factory(

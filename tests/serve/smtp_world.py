@@ -27,10 +27,10 @@ from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
 from polarismail.net.listeners import Listener
 from polarismail.net.shares import alone
-from polarismail.net.tls import make_self_signed, server_options
+from polarismail.net.tls import CertificateStore, make_self_signed
 from polarismail.policy.limits import ClientLimits, RateLimits
 from polarismail.serve.smtp import ESMTPFactory
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.store.interfaces import IDraft
 from polarismail.values import reply as replies
 from polarismail.values.address import Mailbox
@@ -183,7 +183,7 @@ class SmtpWorld:
             assert folder is not None
             pem = [str(folder / name) for name in ("cert.pem", "key.pem", "ca.pem")]
             make_self_signed("localhost", pem[0], pem[1], ca_path=pem[2])
-            options = server_options(pem[0], pem[1])
+            options = CertificateStore(pem[0], pem[1])
             self.client_tls = ssl.create_default_context(cafile=pem[2])
         self.now = 1000.0 * 86400  # for rates
         self.implicit = tls == "implicit"

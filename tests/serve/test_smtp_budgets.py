@@ -12,7 +12,7 @@ from attrs import evolve
 
 from polarismail.net.contracts import TransportSettings
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.wire.smtp_states import ServerSettings
 from tests.serve.smtp_world import SmtpWorld, eventually
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy
 from tests.reactor import run
 from tests.serve.smtp_world import Client, SmtpWorld, eventually

@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 from polarismail.net.contracts import TransportSettings
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from tests.serve.smtp_world import Client, SmtpWorld, eventually
 
 SESSION = SessionSettings(soft_error_delay_seconds=0.0)

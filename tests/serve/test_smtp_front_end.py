@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polarismail.net.limits import ConnectionCounter, ConnectionLimits
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from tests.reactor import run
 from tests.serve.smtp_world import Client, SmtpWorld
 

@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 from polarismail.net.contracts import TransportSettings
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from polarismail.values.errors import SpoolFull, SpoolUnhealthy, Unavailable
 from tests.reactor import run
 from tests.serve.smtp_world import SmtpWorld, eventually

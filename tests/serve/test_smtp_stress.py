@@ -18,7 +18,7 @@ from polarismail.net.contracts import Hurry, TransportSettings
 from polarismail.net.limits import ConnectionLimits
 from polarismail.net.stress import Stress, StressSettings
 from polarismail.serve import smtp_session
-from polarismail.serve.smtp_session import SessionSettings
+from polarismail.serve.smtp_context import SessionSettings
 from tests.reactor import reactor, run
 from tests.serve.smtp_world import Client, SmtpWorld, eventually
 
