@@ -140,7 +140,14 @@ class Bounces:
             return message.inline[:MAX_RETURNED_OCTETS]
         head = b""
         while len(head) < min(message.size, MAX_RETURNED_OCTETS):
-            piece = await self._spool.read(message, len(head), MAX_RETURNED_OCTETS - len(head))
+            try:
+                piece = await self._spool.read(message, len(head), MAX_RETURNED_OCTETS - len(head))
+            except Unavailable as problem:
+                # A file that is broken stays so. A database that cannot answer refuses the report's commit as well.
+                self.log.warn(
+                    "{queue_id}: its report goes without it: {why}", queue_id=message.queue_id, why=str(problem)
+                )
+                break
             if not piece:
                 break  # it was cut short by a fault: the report goes out all the same
             head += piece

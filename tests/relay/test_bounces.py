@@ -169,6 +169,18 @@ def test_only_the_beginning_of_a_large_message_is_read() -> None:
     assert submission is not None and CONTENT in submission.draft.octets
 
 
+def test_a_message_that_cannot_be_read_is_reported_all_the_same() -> None:
+    """Else one broken file would hold up what is recorded with it, for ever."""
+
+    class Broken(Store):
+        def read(self, message: QueuedMessage, offset: int, octets: int) -> Deferred[bytes]:
+            return fail(Unavailable("input/output error"))
+
+    submission = compose(Broken(), outcome(inline=None))
+    assert submission is not None
+    assert b"550 5.1.1 who" in submission.draft.octets and b"hello" not in submission.draft.octets
+
+
 def test_headers_only_where_asked() -> None:
     submission = compose(Store(), outcome(ret="HDRS"))
     assert submission is not None and b"hello" not in submission.draft.octets
