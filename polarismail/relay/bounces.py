@@ -41,7 +41,7 @@ from polarismail.values.envelope import (
     RecipientState,
     SessionFacts,
 )
-from polarismail.values.errors import BadReply
+from polarismail.values.errors import BadReply, Unavailable
 from polarismail.values.reply import parse_rendered
 
 # The name under which reports enter the spool, where mail has its listener's.
