@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A real server for end-to-end tests: the twistd process, its files in a directory, its ports on loopback."""
+"""A real server for end-to-end tests: the twistd process, its files in a directory, its ports on loopback.
+
+In tests whose subject is not how processes start (see tests/conftest.py), processes are forked from one that has imported
+everything, see tests/forking.py: the same code in processes of their own, without the second that importing takes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests import forking
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PASSWORD = "correct horse"
@@ -79,13 +85,16 @@ class Helper:
             if what == "dns"
             else ["--script", str(self.data_path), "--out", str(self.out_path)]
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "polarismail.testing", what, "--port", str(self.port), *flags],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().startswith(b"ready")
+        words = ["-m", "polarismail.testing", what, "--port", str(self.port), *flags]
+        reading, writing = os.pipe()
+        with open(reading, "rb") as says, open(writing, "wb") as its_output:
+            self.process: subprocess.Popen[bytes] | forking.Forked = (
+                forking.spawn(words, stdout=its_output, stderr=2)
+                if Server.forks
+                else subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=its_output)
+            )
+            its_output.close()
+            assert says.readline().startswith(b"ready")
 
     def write(self, data: dict[str, Any]) -> None:
         """Replace the zone or the script; it is read again before the next query."""
@@ -110,6 +119,9 @@ class Server:
     POLARISMAIL_TEST_WORKERS=2 runs every end-to-end test against two workers.
     """
 
+    forks = False
+    """Whether processes are forked rather than executed; never the server's where a start has options of its own."""
+
     def __init__(
         self,
         directory: Path,
@@ -131,7 +143,7 @@ class Server:
         self.hostname, self.domains, self.accounts, self.address = hostname, domains, accounts, address
         self.ports = {name: free_port() for name in ("mx", "mx-alt", "submission", "submissions", "pop3", "pop3s")}
         self.config = directory / "polarismail.toml"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forking.Forked | None = None
         self._settings: dict[str, Any] = dict(  # noqa: C408
             dns_port=dns_port, remote_port=remote_port, greylisting=greylisting, extra=extra, relay_extra=relay_extra
         )
@@ -231,16 +243,19 @@ class Server:
         ]
         if clock_offset:
             words += ["--clock-offset", str(clock_offset)]
-        log = open(self.directory / "twistd.log", "ab")
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *words],
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=descriptors,
-        )
-        log.close()
+        words = ["-c", "from twisted.scripts.twistd import run; run()", *words]
+        with open(self.directory / "twistd.log", "ab") as log:
+            if self.forks and self.workers == 1 and not (twistd or before or descriptors):
+                self.process = forking.spawn(words, stdout=log, stderr=log, new_session=True)
+                return
+            self.process = subprocess.Popen(
+                [*before, sys.executable, *words],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=descriptors,
+            )
 
     def _wait_for(self, port: int, greets: bool) -> None:
         def connected() -> bool:
@@ -287,16 +302,29 @@ class Server:
 
     def command(self, *words: str, input: str = "", check: bool = True) -> str:
         """Run the `polarismail` command; its standard output."""
-        done = subprocess.run(
-            [sys.executable, "-m", "polarismail.cli.main", "--config", str(self.config), *words],
-            input=input + "\n",
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=60,
-        )
-        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        words = ("-m", "polarismail.cli.main", "--config", str(self.config), *words)
+        with (
+            tempfile.TemporaryFile("w+") as given,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
+            given.write(input + "\n")
+            given.seek(0)
+            if self.forks:
+                process: subprocess.Popen[bytes] | forking.Forked = forking.spawn(
+                    words, stdin=given, stdout=out, stderr=err
+                )
+            else:
+                process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=given, stdout=out, stderr=err)
+            try:
+                status = process.wait(60)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            said, complained = out.read(), err.read()
+        assert not check or status == 0, f"{words}: {status}\n{said}\n{complained}"
+        return said
 
     def json(self, *words: str) -> Any:
         """The same with `--json`, parsed."""
