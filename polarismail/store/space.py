@@ -97,9 +97,10 @@ class Space:
 
     def start(self) -> Deferred[None]:
         """Begin to look; fires after the first look."""
-        self._when_seen = Deferred()
+        seen: Deferred[None] = Deferred()
+        self._when_seen = seen  # gone with the first look, which may come before the next line
         threading.Thread(target=self._run, name="space", daemon=True).start()
-        return self._when_seen
+        return seen
 
     def stop(self) -> None:
         """End. Idempotent."""
