@@ -48,9 +48,9 @@ interop: .venv/test
 bench: .venv/test
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# Every test of the folder in its long version, then thousands of power cuts. Without root it says that it shows nothing.
+# Every test of the folder, and of workers that are killed, in its long version, then thousands of power cuts. Without root it says that it shows nothing.
 crash: .venv/test
-	POLARISMAIL_CRASH=long $(BIN)/python -m pytest tests/crash -q -rs $(PYTEST_ARGS)
+	POLARISMAIL_CRASH=long $(BIN)/python -m pytest tests/crash tests/e2e/test_workers.py::test_workers_killed_at_random_under_load_lose_nothing -q -rs $(PYTEST_ARGS)
 	$(BIN)/python -m tests.crash $(CRASH_ARGS)
 
 fuzz: .venv/fuzz

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.crash import IS_LONG
 from tests.e2e.senders import Sender, check_that_nothing_is_lost, sent_by
 from tests.e2e.server import Helper, Server, wait_until
 
@@ -23,7 +24,7 @@ ZONE = {
     "slow.test": {"MX": [[10, "mx.slow.test"]]},
     "mx.slow.test": {"A": ["127.0.0.1"]},
 }
-KILLS = 15
+KILLS = 15 if IS_LONG else 8  # the pauses before another worker double, up to half a minute
 
 
 def workers_of(server: Server, count: int = 2) -> list[dict[str, Any]]:
