@@ -182,6 +182,10 @@ def serve(descriptor: int) -> dict[str, Any]:
         answer = socket.socket(fileno=descriptors[0])
         pid = os.fork()
         if pid == 0:
+            if told["session"]:
+                os.setsid()
+            # Only now: who knows the number may kill the group.
+            answer.send(b"%d" % os.getpid())
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for stream, given in enumerate(descriptors[1:]):
@@ -193,8 +197,6 @@ def serve(descriptor: int) -> dict[str, Any]:
         children[pid] = answer, told["session"]
         for each in descriptors[1:]:
             os.close(each)
-        with suppress(OSError):
-            answer.send(b"%d" % pid)
 
 
 def _reap(children: dict[int, tuple[socket.socket, bool]]) -> None:
@@ -209,14 +211,15 @@ def _reap(children: dict[int, tuple[socket.socket, bool]]) -> None:
 
 def _kill(children: dict[int, tuple[socket.socket, bool]]) -> None:
     for pid, (_, session) in children.items():
+        if session:
+            with suppress(ProcessLookupError):  # it has only just been forked
+                os.killpg(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
-            (os.killpg if session else os.kill)(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 def become(told: dict[str, Any]) -> None:
     """What the interpreter would do with these arguments."""
-    if told["session"]:
-        os.setsid()
     os.environ.clear()
     os.environ.update(told["environment"])
     os.chdir(told["directory"])
