@@ -242,7 +242,9 @@ class SmtpServer:
             chunks = self._chunks = Chunks(None, wanted, outside=True)
         elif last is None:
             chunks.spoil(replies.BAD_SYNTAX)
-        return self._start_chunk(chunks, octets, bool(last)) or (self._read_chunk() if self._lines else None)
+        event = self._start_chunk(chunks, octets, bool(last))
+        # A chunk of no octets has ended already, perhaps without a reply: what waits then is no chunk's.
+        return self._read_chunk() if event is None and octets and self._lines else event
 
     def _start_chunk(self, chunks: Chunks, octets: int, last: bool) -> Event | None:
         chunks.begin(octets, last)
