@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 from sqlalchemy import Connection
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,6 +27,7 @@ from polarismail.policy.greylisting import GreylistSettings, Judgement, Standing
 from polarismail.policy.verdict import ACCEPT, Defer, Verdict
 from polarismail.store import greylist as table
 from polarismail.store.greylist import ClientRecord, Triplet, TripletRecord
+from polarismail.store.later_writes import LaterWrites
 from polarismail.store.lookups import Lookups
 from polarismail.store.lru import LruCache
 from polarismail.values.address import Mailbox
@@ -56,8 +57,7 @@ class Greylist:
         self._changed: dict[Triplet, TripletRecord] = {}
         self._writing: dict[Triplet, TripletRecord] = {}
         self._client_changes: dict[str, ClientRecord] = {}  # passes to be added
-        self._flushed: Deferred[None] | None = None  # while a write is under way
-        self._flush_call: Any = None
+        self._writes = LaterWrites(reactor, self._has_changes, self._write)
         self._lookups: Lookups[Triplet, _Known] = Lookups(self._fetch, reactor)
         self._expiry = LoopingCall(self._expire_now)
         self._expiry.clock = reactor
@@ -84,12 +84,7 @@ class Greylist:
         """Write what is not yet written; fires when that is done or has failed."""
         if self._expiry.running:
             self._expiry.stop()
-        if self._flushed is not None:
-            return self._flushed.addCallback(lambda _: self.stop())
-        if self._flush_call is not None:
-            self._flush_call.cancel()
-            self._flush_call = None
-        return self._flush(again=False)
+        return self._writes.stop()
 
     def check(
         self, client_address: str, reverse_path: ReversePath, forward_path: Mailbox, now: float
@@ -205,44 +200,34 @@ class Greylist:
         if record.passed:
             self._passed.put(triplet, record)
         self._changed[triplet] = record
-        self._arm(self.settings.flush_seconds)
+        self._writes.soon(self.settings.flush_seconds)
 
     def _keep_client(self, network: str, passes: int, now: float) -> None:
         waiting = self._client_changes.get(network)
         self._client_changes[network] = ClientRecord(passes + (waiting.passes if waiting else 0), now)
-        self._arm(self.settings.flush_seconds)
+        self._writes.soon(self.settings.flush_seconds)
 
-    def _arm(self, seconds: float) -> None:
-        if self._flush_call is None and self._flushed is None:
-            self._flush_call = self._reactor.callLater(seconds, self._flush_due)
+    def _has_changes(self) -> bool:
+        return bool(self._changed or self._client_changes)
 
-    def _flush_due(self) -> None:
-        self._flush_call = None
-        self._flush()
-
-    def _flush(self, again: bool = True) -> Deferred[None]:
-        if not self._changed and not self._client_changes:
-            return succeed(None)
+    def _write(self) -> Deferred[float]:
         self._writing, self._changed = self._changed, {}
         clients, self._client_changes = self._client_changes, {}
-        done = self._flushed = Deferred()
-
-        def finish(_: object, wait: float) -> None:
-            self._writing, self._flushed = {}, None
-            if again and (self._changed or self._client_changes):
-                self._arm(wait)
-            done.callback(None)
-
-        def failed(failure: Failure) -> None:
-            if not self._counts["write_failures"] or failure.check(Unavailable) is None:
-                self.log.failure("the greylist could not be written", failure)
-            self._counts["write_failures"] += 1
-            self._take_back(clients)
-            finish(None, _RETRY_SECONDS)
-
         writing = self._database.write(partial(table.write, triplets=self._writing, clients=clients))
-        writing.addCallbacks(finish, failed, (self.settings.flush_seconds,))
-        return done
+        written: Deferred[float] = writing.addCallbacks(self._written, self._not_written, (), {}, (clients,), {})
+        return written
+
+    def _written(self, _: object) -> float:
+        self._writing = {}
+        return self.settings.flush_seconds
+
+    def _not_written(self, failure: Failure, clients: dict[str, ClientRecord]) -> float:
+        if not self._counts["write_failures"] or failure.check(Unavailable) is None:
+            self.log.failure("the greylist could not be written", failure)
+        self._counts["write_failures"] += 1
+        self._take_back(clients)
+        self._writing = {}
+        return _RETRY_SECONDS
 
     def _take_back(self, clients: dict[str, ClientRecord]) -> None:
         """Keep what could not be written for the next time: the newest, as many as the cache may hold."""

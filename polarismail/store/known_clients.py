@@ -16,12 +16,13 @@ from typing import Any
 
 from attrs import field, frozen
 from sqlalchemy import Connection, bindparam, delete, func, select, update
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from polarismail.store.dialects import upsert
+from polarismail.store.later_writes import LaterWrites
 from polarismail.store.lookups import Lookups
 from polarismail.store.lru import LruCache
 from polarismail.store.schema import known_clients
@@ -70,8 +71,7 @@ class KnownClients:
         self._kept: LruCache[str, tuple[float, float]] = LruCache(self.settings.known_in_memory)
         self._changed: _Changes = {}
         self._writing: _Changes = {}
-        self._flushed: Deferred[None] | None = None  # while a write is under way
-        self._flush_call: Any = None
+        self._writes = LaterWrites(reactor, self._has_changes, self._write)
         self._lookups: Lookups[str, float] = Lookups(self._fetch, reactor)
         self._expiry = LoopingCall(self._expire_now)
         self._expiry.clock = reactor
@@ -86,12 +86,7 @@ class KnownClients:
         """Write what is not yet written; fires when that is done or has failed."""
         if self._expiry.running:
             self._expiry.stop()
-        if self._flushed is not None:
-            return self._flushed.addCallback(lambda _: self.stop())
-        if self._flush_call is not None:
-            self._flush_call.cancel()
-            self._flush_call = None
-        return self._flush(again=False)
+        return self._writes.stop()
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -175,38 +170,31 @@ class KnownClients:
         if change is Change.SEEN and waiting is not None:
             change = waiting[0]
         self._changed[network] = (change, now)
-        if self._flush_call is None and self._flushed is None:
-            self._flush_call = self._reactor.callLater(_FLUSH_SECONDS, self._flush_due)
+        self._writes.soon(_FLUSH_SECONDS)
 
-    def _flush_due(self) -> None:
-        self._flush_call = None
-        self._flush()
+    def _has_changes(self) -> bool:
+        return bool(self._changed)
 
-    def _flush(self, again: bool = True) -> Deferred[None]:
-        if not self._changed:
-            return succeed(None)
+    def _write(self) -> Deferred[float]:
         self._writing, self._changed = self._changed, {}
-        done = self._flushed = Deferred()
-
-        def finish(_: object, wait: float) -> None:
-            self._writing, self._flushed = {}, None
-            if again and self._changed:
-                self._flush_call = self._reactor.callLater(wait, self._flush_due)
-            done.callback(None)
-
-        def failed(failure: Failure) -> None:
-            if not self._write_failures or failure.check(Unavailable) is None:
-                self.log.failure("known clients could not be written", failure)
-            self._write_failures += 1
-            # The newest, as many as memory may hold.
-            merged = {**self._writing, **self._changed}
-            surplus = max(0, len(merged) - self.settings.known_in_memory)
-            self._changed = dict(list(merged.items())[surplus:])
-            finish(None, _RETRY_SECONDS)
-
         writing = self._database.write(partial(write, changes=self._writing))
-        writing.addCallbacks(finish, failed, (_FLUSH_SECONDS,))
-        return done
+        written: Deferred[float] = writing.addCallbacks(self._written, self._not_written)
+        return written
+
+    def _written(self, _: object) -> float:
+        self._writing = {}
+        return _FLUSH_SECONDS
+
+    def _not_written(self, failure: Failure) -> float:
+        if not self._write_failures or failure.check(Unavailable) is None:
+            self.log.failure("known clients could not be written", failure)
+        self._write_failures += 1
+        # The newest, as many as memory may hold.
+        merged = {**self._writing, **self._changed}
+        surplus = max(0, len(merged) - self.settings.known_in_memory)
+        self._changed = dict(list(merged.items())[surplus:])
+        self._writing = {}
+        return _RETRY_SECONDS
 
     # -- forgetting --------------------------------------------------------------------------------------------------
 
