@@ -26,6 +26,7 @@ from polarismail.net.contracts import Hurry
 from polarismail.net.listeners import Listener, permits_plaintext
 from polarismail.net.transport import Connection
 from polarismail.policy.limits import ClientLimits, LimitedClient
+from polarismail.serve.exchange import SaslExchange
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
@@ -75,7 +76,7 @@ class Pop3Context:
     limits: ClientLimits | None = None
 
 
-class Pop3Session:
+class Pop3Session(SaslExchange):
     """See the module. `net.contracts.Session` for POP3."""
 
     log = Logger()
@@ -84,7 +85,6 @@ class Pop3Session:
         self._context, self._settings = context, context.settings
         self._maildrop: OpenMaildrop | None = None
         self._logout: Callable[[], None] | None = None
-        self._exchange: sasl.Mechanism | None = None
         self._client_address = ""
         self._limited: LimitedClient | None = None  # who counts and judges a stranger; nobody does where it is trusted
         self._errors = self._auth_failures = self._idle_commands = 0
@@ -216,26 +216,11 @@ class Pop3Session:
     def _do_login(self, event: events.Login) -> Deferred[None]:
         return self._log_in(event.name, event.password, "")
 
-    def _do_auth(self, event: events.Auth) -> Deferred[None] | None:
-        self._exchange = sasl.MECHANISMS[event.mechanism]()
-        return self._step(event.initial)
+    def _cancelled(self) -> Deferred[None] | None:
+        return self._answer(events.AUTH_CANCELLED)
 
-    def _do_auth_response(self, event: events.AuthResponse) -> Deferred[None] | None:
-        if event.octets is None:
-            self._exchange = None
-            return self._answer(events.AUTH_CANCELLED)
-        return self._step(event.octets)
-
-    def _step(self, response: bytes | None) -> Deferred[None] | None:
-        assert self._exchange is not None
-        outcome = self._exchange.step(response)
-        if isinstance(outcome, sasl.Challenge):
-            self._connection.send(self._engine.challenge(outcome.octets))
-            return None
-        self._exchange = None
-        if isinstance(outcome, sasl.Malformed):
-            return self._answer(err(outcome.reason))
-        return self._log_in(outcome.authcid, outcome.password.encode(), outcome.authzid)
+    def _malformed(self, reason: str) -> Deferred[None] | None:
+        return self._answer(err(reason))
 
     def _log_in(self, name: str, password: bytes, authzid: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._log_in_and_open(name, password, authzid))

@@ -22,16 +22,16 @@ from polarismail.auth.portal import credentials_for
 from polarismail.net import tls
 from polarismail.net.listeners import permits_plaintext
 from polarismail.serve.delivery import DeliveryReception
+from polarismail.serve.exchange import SaslExchange
 from polarismail.serve.smtp_context import SmtpContext
 from polarismail.serve.smtp_conversation import Conversation
 from polarismail.values import reply as replies
 from polarismail.values.errors import Unavailable
 from polarismail.values.reply import Reply
 from polarismail.wire import sasl, smtp_events
-from polarismail.wire.sasl import Mechanism
 
 
-class LoginConversation(Conversation):
+class LoginConversation(Conversation, SaslExchange):
     """A conversation with somebody, or with nobody yet."""
 
     _forget_transaction: Callable[[], None]
@@ -40,7 +40,6 @@ class LoginConversation(Conversation):
         super().__init__(context)
         self._reception: Any = None
         self._logout: Callable[[], None] | None = None
-        self._exchange: Mechanism | None = None
         self._auth_failures = 0
 
     def auth_mechanisms(self, tls_active: bool) -> tuple[str, ...]:
@@ -75,36 +74,24 @@ class LoginConversation(Conversation):
         self._note_facts()
         return None
 
-    def _do_auth(self, event: smtp_events.Auth) -> Deferred[None] | None:
-        self._exchange = sasl.MECHANISMS[event.mechanism]()
-        return self._step(event.initial)
+    def _cancelled(self) -> Deferred[None] | None:
+        return self._answer(replies.AUTH_CANCELLED)
 
-    def _do_auth_response(self, event: smtp_events.AuthResponse) -> Deferred[None] | None:
-        if event.octets is None:
-            self._exchange = None
-            return self._answer(replies.AUTH_CANCELLED)
-        return self._step(event.octets)
+    def _malformed(self, reason: str) -> Deferred[None] | None:
+        return self._answer(Reply(501, (5, 5, 2), reason))
 
-    def _step(self, response: bytes | None) -> Deferred[None] | None:
-        assert self._exchange is not None
-        outcome = self._exchange.step(response)
-        if isinstance(outcome, sasl.Challenge):
-            self._connection.send(self._engine.challenge(outcome.octets))
-            return None
-        self._exchange = None
-        if isinstance(outcome, sasl.Malformed):
-            return self._answer(Reply(501, (5, 5, 2), outcome.reason))
+    def _log_in(self, name: str, password: bytes, authzid: str) -> Deferred[None] | None:
         if self._limited is not None:
             refusal = self._limited.check_login()
             if refusal is not None:
                 return self._answer(refusal)
         portal = self._context.portal
         try:
-            credentials = credentials_for(portal, outcome.authcid, outcome.password.encode(), outcome.authzid)
+            credentials = credentials_for(portal, name, password, authzid)
         except UnauthorizedLogin:
-            return self._login_failed(Failure(), outcome.authcid)
+            return self._login_failed(Failure(), name)
         d: Deferred[Any] = portal.login(credentials, None, IReception, IMessageDelivery)
-        return d.addCallbacks(self._logged_in, self._login_failed, (), {}, (outcome.authcid,), {})
+        return d.addCallbacks(self._logged_in, self._login_failed, (), {}, (name,), {})
 
     def _logged_in(self, login: tuple[Any, Any, Callable[[], None]]) -> Deferred[None] | None:
         self._welcomed(login)
