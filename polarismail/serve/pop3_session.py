@@ -23,16 +23,16 @@ from twisted.python.failure import Failure
 from polarismail.auth.interfaces import IMaildropAvatar
 from polarismail.auth.portal import credentials_for
 from polarismail.net.contracts import Hurry
-from polarismail.net.listeners import Listener, permits_plaintext
+from polarismail.net.listeners import permits_plaintext
 from polarismail.net.transport import Connection
-from polarismail.policy.limits import ClientLimits, LimitedClient
+from polarismail.policy.limits import LimitedClient
+from polarismail.serve.context import ListenerContext
 from polarismail.serve.exchange import SaslExchange
 from polarismail.serve.mailbox_door import MailboxDoor
 from polarismail.serve.maildrop_door import OpenMaildrop
 from polarismail.store.maildir import MaildirRefused
 from polarismail.store.maildrop import Entry, MaildropInUse, MessageGone
 from polarismail.values.errors import Unavailable
-from polarismail.values.events import RecordEvent
 from polarismail.wire import pop3_events as events
 from polarismail.wire import sasl
 from polarismail.wire.pop3_content import MessageEncoder
@@ -62,18 +62,11 @@ class Pop3SessionSettings:
 
 
 @frozen
-class Pop3Context:
+class Pop3Context(ListenerContext):
     """What all sessions of one listener share."""
 
-    hostname: str
-    listener: Listener
-    portal: Any  # twisted.cred.portal.Portal
-    reactor: Any
-    tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
-    record_event: RecordEvent
     settings: Pop3SessionSettings = field(factory=Pop3SessionSettings)
     calm_settings: Pop3SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
-    limits: ClientLimits | None = None
 
 
 class Pop3Session(SaslExchange):

@@ -6,15 +6,10 @@ Frozen, so that a reload is another value for the sessions from then on (NUMBERS
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from attrs import Factory, evolve, field, frozen
 
 from polarismail.net.contracts import Hurry
-from polarismail.net.listeners import Listener
-from polarismail.policy.limits import ClientLimits
-from polarismail.values.events import RecordEvent
+from polarismail.serve.context import ListenerContext
 from polarismail.values.reply import Reply
 
 
@@ -46,19 +41,12 @@ class SessionSettings:
 
 
 @frozen
-class SmtpContext:
+class SmtpContext(ListenerContext):
     """What all sessions of one listener share."""
 
-    hostname: str
-    listener: Listener
-    portal: Any  # twisted.cred.portal.Portal
-    reactor: Any
-    tls_options: Callable[[], Any]  # the server's current TLS options, or None where TLS is not to be had
-    record_event: RecordEvent
     settings: SessionSettings = field(factory=SessionSettings)
     calm_settings: SessionSettings = field(default=Factory(lambda self: self.settings, takes_self=True))
     """What they are when there is no stress, and for who has logged in."""
-    limits: ClientLimits | None = None
     banner: Reply = field(init=False)
     helo_reply: Reply = field(init=False)
 
